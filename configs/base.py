@@ -1,0 +1,73 @@
+"""What all recipes start from. Not a recipe: pick nepa.py, mae.py or demo.py.
+
+Durations carry their unit in the key: ``_steps``, ``_epochs`` or ``_examples``; an override with
+another unit takes the place of the one here.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The sections and every key a run understands."""
+    config = ConfigDict()
+    config.model = dict(
+        image_size=224,  # px: one side, or (height, width)
+        patch_size=16,
+        in_channels=3,
+        pixel_mean=(0.485, 0.456, 0.406),  # of pixels in [0, 1]: ImageNet
+        pixel_std=(0.229, 0.224, 0.225),
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        mlp_ratio=4.0,
+        mlp="gelu",  # or "swiglu"
+        posemb="none",  # or "sincos", "learned"
+        rope_base=None,
+        rope_rescale=1.0,
+        rope_jitter=1.0,
+        rope_shift=0.0,
+        qk_norm=False,
+        qk_norm_affine=False,
+        layer_scale_init=None,
+        drop_path_rate=0.0,
+        final_norm=True,
+        norm_eps=1e-6,
+        init="xavier",  # or "normal"
+    )
+    config.objective = dict(name="")
+    config.data = dict(
+        path="",  # a folder written by `nepa-jax data prepare`
+        split="train",
+        batch_size=4096,  # images per step, all hosts together
+        augment="random_crop",  # or "center_crop", "none"
+        crop_scale=(0.2, 1.0),
+        interpolation="bicubic",  # or "bilinear"
+        flip=True,
+        num_workers=0,  # processes per host
+        num_threads=0,  # decoding threads per process; 0: one per core
+        read_ahead=4,  # batches
+        max_bad_rate=0.001,  # share of undecodable images that stops the run
+    )
+    config.optim = dict(
+        lr=None,  # either this
+        base_lr=None,  # or this, per 256 images
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=None,
+        accum_steps=1,
+        ema_decay=None,
+    )
+    config.schedule = dict(total_epochs=800.0, warmup_epochs=40.0, final_lr=0.0)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
+    config.checkpoint = dict(every_steps=1000, keep_last=2, keep_every_steps=0)  # 0: none for good
+    config.log = dict(every_steps=50, tensorboard=False)
+    config.run = dict(
+        seed=0,
+        dtype="auto",  # of matrix products: bfloat16 on accelerators, float32 on the CPU
+        remat="none",  # or "names", "dots", "full": what the backward pass computes again
+        max_skipped_steps=10,  # non-finite steps in a row before the run stops
+        allow_data_change=False,  # resume on another data set than the checkpoint's
+    )
+    return config

@@ -1,0 +1,1 @@
+"""The networks. Plain single-device mathematics: no meshes, no data, no losses."""

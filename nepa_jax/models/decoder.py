@@ -1,0 +1,45 @@
+"""MAE's decoder: light, wide awake only during pretraining (He et al. 2022, section 3)."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nepa_jax.models import posemb
+from nepa_jax.models.layers import TOKEN_INIT, BlockConfig, layer_norm, linear, run_blocks, stack_blocks
+from nepa_jax.models.masking import gather_tokens
+from nepa_jax.models.vit import ViTConfig
+
+
+def decoder_config(encoder: ViTConfig, embed_dim: int, depth: int, num_heads: int) -> ViTConfig:
+    """The decoder's blocks: the encoder's kind, another size, no drop path."""
+    return replace(encoder, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=4.0, drop_path_rate=0.0)
+
+
+class Decoder(nnx.Module):
+    """Fills the removed places with a mask token and predicts every patch's pixels."""
+
+    def __init__(self, config: ViTConfig, encoder_dim: int, rngs: nnx.Rngs):
+        dim = config.embed_dim
+        self.embed = linear((encoder_dim,), (dim,), ("embed", "decoder_embed"), config, rngs)
+        self.mask_token = nnx.Param(TOKEN_INIT(rngs.params(), (dim,)), axes=("norm",))
+        self.blocks = stack_blocks(config, rngs)
+        self.norm = layer_norm(dim, config.norm_eps, rngs)
+        self.pred = linear((dim,), (config.patch_dim,), ("embed", "patch"), config, rngs)
+        self.config = config
+
+    def tokens(self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Encoder output [B, 1 + K, D] -> decoder input [B, 1 + N, D'], positions added."""
+        x = self.embed(latent).astype(jnp.float32)
+        batch, num_patches = ids_restore.shape
+        removed = num_patches - (x.shape[1] - 1)
+        masks = jnp.broadcast_to(self.mask_token[...], (batch, removed, x.shape[2]))
+        patches = gather_tokens(jnp.concatenate([x[:, 1:], masks], axis=1), ids_restore)
+        patches = patches + posemb.sincos_table(grid, self.config.embed_dim)
+        return jnp.concatenate([x[:, :1], patches], axis=1)
+
+    def __call__(self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Predicted pixels of every patch, float32 [B, N, P·P·C]."""
+        x, _ = run_blocks(self.blocks, self.tokens(latent, ids_restore, grid))
+        return self.pred(self.norm(x)[:, 1:]).astype(jnp.float32)

@@ -1,0 +1,46 @@
+"""Heads on top of the shared ViT."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nepa_jax.models.layers import layer_norm, run_blocks
+from nepa_jax.models.vit import ViT
+
+
+class Classifier(nnx.Module):
+    """ViT, pooling, norm, linear map to class scores.
+
+    ``pool="mean"`` takes the mean of the patch tokens and norms it, as the fine-tuning code of both
+    NEPA and MAE does (MAE's ViT then has no final norm); ``"cls"`` and ``"last"`` take one token.
+    """
+
+    def __init__(self, vit: ViT, num_classes: int, pool: str, causal: bool, rngs: nnx.Rngs):
+        dim = vit.config.embed_dim
+        self.vit = vit
+        if pool == "mean":
+            self.fc_norm = layer_norm(dim, vit.config.norm_eps, rngs)
+        self.head = nnx.Linear(
+            dim, num_classes, kernel_init=nnx.initializers.zeros, rngs=rngs,
+            kernel_metadata={"axes": ("embed", "classes")}, bias_metadata={"axes": ("classes",)},
+        )  # fmt: skip
+        self.pool = pool
+        self.causal = causal
+
+    def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """What the linear head gets, float32 [B, D]."""
+        vit = self.vit
+        grid = vit.grid(images)
+        tokens = vit.prepend_class(vit.embed(vit.patches(images))) + vit.positions(grid)
+        hidden, _ = run_blocks(vit.blocks, tokens, vit.rope(grid), causal=self.causal, keys=keys)
+        return self.pooled(vit.norm(hidden) if vit.config.final_norm else hidden)
+
+    def pooled(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, 1 + N, D] -> [B, D]."""
+        if self.pool == "mean":
+            return self.fc_norm(jnp.mean(tokens[:, 1:], axis=1))
+        return tokens[:, 0 if self.pool == "cls" else -1]
+
+    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Class scores, float32 [B, classes]."""
+        return self.head(self.features(images, keys))

@@ -1,0 +1,228 @@
+"""The parts of a transformer block, with logical axis names on every parameter.
+
+Numerics: parameters, residual stream, norms, softmax and rotation are float32; matrix products and
+the activation run in ``config.dtype``. The names on the parameters mean something only to mesh.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from nepa_jax.models.rope import RopeTable, rotate
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What a stack of transformer blocks needs to know."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    mlp: str = "gelu"  # or "swiglu"
+    qk_norm: bool = False
+    qk_norm_affine: bool = False
+    layer_scale_init: float | None = None
+    drop_path_rate: float = 0.0
+    norm_eps: float = 1e-6
+    init: str = "xavier"  # or "normal"
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return round(self.embed_dim * self.mlp_ratio)
+
+
+# "xavier": MAE's released code, on matrices as stored there (q, k, v fused). "normal": NEPA's; its
+# truncation is at ±2, a hundred standard deviations, so that it is a plain normal.
+KERNEL_INITS = {
+    "xavier": nnx.initializers.xavier_uniform(),
+    "normal": nnx.initializers.normal(0.02),
+}
+TOKEN_INIT = nnx.initializers.normal(0.02)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU by erf (PyTorch's form; jax.nn.gelu goes through the slower erfc)."""
+    return (x * _normal_cdf(x.astype(jnp.float32))).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    x32 = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * x32 * x32) * (2.0 * jnp.pi) ** -0.5
+    return ((grad * (_normal_cdf(x32) + x32 * density)).astype(x.dtype),)
+
+
+# Keeps the input alone: plain differentiation would store three arrays of the MLP's width.
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def layer_norm(dim: int, eps: float, rngs: nnx.Rngs, *, scale: bool = True, bias: bool = True) -> nnx.LayerNorm:
+    """LayerNorm in float32 with the two-pass variance of PyTorch."""
+    return nnx.LayerNorm(
+        dim, epsilon=eps, dtype=jnp.float32, use_scale=scale, use_bias=bias,
+        use_fast_variance=False, scale_metadata={"axes": ("norm",)}, bias_metadata={"axes": ("norm",)},
+        rngs=rngs,
+    )  # fmt: skip
+
+
+def linear(
+    inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str, ...],
+    config: BlockConfig, rngs: nnx.Rngs,
+) -> nnx.LinearGeneral:  # fmt: skip
+    """A linear map over the last ``len(inputs)`` axes, with named kernel axes and a bias."""
+    return nnx.LinearGeneral(
+        inputs, outputs, axis=tuple(range(-len(inputs), 0)), dtype=jnp.dtype(config.dtype),
+        kernel_init=KERNEL_INITS[config.init], kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[len(inputs) :]}, rngs=rngs,
+    )  # fmt: skip
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with optional q/k LayerNorm (over head_dim, before the rotation)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
+        self.qkv = linear((dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs)
+        self.out = linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
+        if config.qk_norm:
+            affine = config.qk_norm_affine
+            self.q_norm = layer_norm(head_dim, config.norm_eps, rngs, scale=affine, bias=False)
+            self.k_norm = layer_norm(head_dim, config.norm_eps, rngs, scale=affine, bias=False)
+        self.config = config
+
+    def __call__(self, x: jax.Array, rope: RopeTable | None, causal: bool) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        q, k, v = jnp.moveaxis(checkpoint_name(self.qkv(x), "qkv"), -3, 0)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        q, k = q.astype(v.dtype), k.astype(v.dtype)
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        return self.out(checkpoint_name(mixed, "attention"))
+
+
+class Mlp(nnx.Module):
+    """Two linear maps around exact GELU, or three around SiLU gating (Shazeer 2020)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        dim, hidden = config.embed_dim, config.mlp_dim
+        self.up = linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
+        if config.mlp == "swiglu":
+            self.gate = linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
+        self.down = linear((hidden,), (dim,), ("mlp", "embed"), config, rngs)
+        self.config = config
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = checkpoint_name(self.up(x), "mlp_up")
+        if self.config.mlp == "swiglu":
+            return self.down(jax.nn.silu(checkpoint_name(self.gate(x), "mlp_up")) * hidden)
+        return self.down(gelu(hidden))
+
+
+def drop_path(branch: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
+    """Drops whole branches [B, T, D] image by image, scaling up the rest (Huang et al. 2016)."""
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
+    return branch * (kept / (1.0 - rate))[:, None, None]
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + scale · attention(norm x), then x + scale · mlp(norm x)."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.embed_dim, config.norm_eps, rngs)
+        self.attn = Attention(config, rngs)
+        self.norm2 = layer_norm(config.embed_dim, config.norm_eps, rngs)
+        self.mlp = Mlp(config, rngs)
+        if config.layer_scale_init is not None:
+            scale = jnp.full(config.embed_dim, config.layer_scale_init)
+            self.layer_scale1 = nnx.Param(scale, axes=("norm",))
+            self.layer_scale2 = nnx.Param(scale, axes=("norm",))
+        self.config = config
+
+    def __call__(
+        self, x: jax.Array, rope: RopeTable | None, causal: bool, drop: Callable[[jax.Array, int], jax.Array]
+    ) -> jax.Array:
+        """float32 [B, T, D] -> float32 [B, T, D]; ``drop`` is applied to both branches."""
+        attention = self.attn(self.norm1(x), rope, causal).astype(jnp.float32)
+        if self.config.layer_scale_init is not None:
+            attention = attention * self.layer_scale1[...]
+        x = x + drop(attention, 0)
+        mlp = self.mlp(self.norm2(x)).astype(jnp.float32)
+        if self.config.layer_scale_init is not None:
+            mlp = mlp * self.layer_scale2[...]
+        return x + drop(mlp, 1)
+
+
+# What the backward pass may keep instead of computing it again.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mlp_up"),
+}
+
+
+def stack_blocks(config: BlockConfig, rngs: nnx.Rngs) -> Block:
+    """``depth`` independently initialised blocks, every parameter with a leading layer axis."""
+
+    @nnx.split_rngs(splits=config.depth)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs)
+
+    return create(rngs)
+
+
+def run_blocks(
+    blocks: Block, x: jax.Array, rope: RopeTable | None = None, *,
+    causal: bool = False, keys: jax.Array | None = None, collect: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
+    """Runs a stack by scan, so that compile time does not grow with depth.
+
+    Args:
+        x: float32 [B, T, D].
+        rope: tables for the T tokens, or None.
+        causal: token t sees tokens 0 … t only.
+        keys: one random key per image [B] to train with drop path; None: no drop path.
+        collect: return the hidden states too.
+
+    Returns:
+        The last output [B, T, D], and with ``collect`` every block's output [depth, B, T, D].
+    """
+    config = blocks.config
+    dropping = keys is not None and config.drop_path_rate > 0
+
+    def body(x: jax.Array, layer: tuple[Block, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        block, rate, index = layer
+
+        def drop(branch: jax.Array, which: int) -> jax.Array:
+            if not dropping:
+                return branch
+            return drop_path(branch, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, 2 * index + which))
+
+        x = block(x, rope, causal, drop)
+        return x, x if collect else None
+
+    if config.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
+    return jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))

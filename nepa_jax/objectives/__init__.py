@@ -1,0 +1,1 @@
+"""One file per pretraining method; a new one is a new file and a config."""

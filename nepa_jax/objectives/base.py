@@ -1,0 +1,109 @@
+"""What an objective is, and the few things objectives share."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.errors import UserError
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Features(NamedTuple):
+    """What an encoder says of images; ``layer=None`` puts a layer axis in front of both arrays."""
+
+    patches: jax.Array  # float32 [B, N, D], raster order
+    cls: jax.Array | None  # float32 [B, D]
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The size and cost of a model under an objective."""
+
+    tokens: int  # through the encoder, per image
+    parameters: int
+    flops: float  # of one training step, per image: 6 per multiply-add of the forward pass
+
+
+class Objective(Protocol):
+    """A module with these functions, found by its dotted name."""
+
+    def init_model(self, config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the modules; every parameter carries the logical names of its axes."""
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Pure. All randomness comes from the key (and :func:`image_keys`); a float32 scalar."""
+
+    def encode(self, model: Any, images: jax.Array, layer: int | None = -1) -> Features:
+        """Deterministic features: layer 0 is the embedding, -1 the last (normed), None all."""
+
+    def describe(self, config: ConfigDict) -> Description:
+        """Counts without building anything."""
+
+
+REQUIRED = ("init_model", "loss", "encode", "describe")
+
+
+def load_objective(name: str) -> Objective:
+    """Imports an objective by its dotted module name.
+
+    Raises:
+        UserError: no such module, or it lacks a required function.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise UserError(
+            f"objective.name = {name!r}: there is no such module; "
+            "name one that can be imported, e.g. nepa_jax.objectives.nepa"
+        ) from None
+    missing = [function for function in REQUIRED if not hasattr(module, function)]
+    if missing:
+        raise UserError(f"objective.name = {name!r}: the module lacks {', '.join(missing)}")
+    return module  # type: ignore[return-value]
+
+
+def after_update(objective: Objective, extra: Any, model: nnx.Module, step: jax.Array) -> Any:
+    """Calls the objective's own ``after_update`` (teachers, queues) if it has one."""
+    hook = getattr(objective, "after_update", None)
+    return hook(extra, model, step) if hook else extra
+
+
+def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
+    """One random key per image [B], from its row in the global batch.
+
+    So an image draws the same numbers on any mesh and in any split into microbatches.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"])
+
+
+def pick_layer(states: jax.Array, norm: nnx.LayerNorm, layer: int | None) -> jax.Array:
+    """Takes one of hidden states [depth + 1, B, T, D], the last one after the final norm.
+
+    Raises:
+        UserError: the layer does not exist.
+    """
+    depth = states.shape[0] - 1
+    if layer is None:
+        return jnp.concatenate([states[:-1], norm(states[-1:])])
+    if not -depth - 1 <= layer <= depth:
+        raise UserError(f"layer {layer} does not exist; choose -{depth + 1} … {depth} (0 = embedding)")
+    return norm(states[layer]) if layer in (-1, depth) else states[layer]
+
+
+def count_parameters(
+    init_model: Callable[[ConfigDict, nnx.Rngs], nnx.Module], config: ConfigDict
+) -> int:
+    """Number of trained scalars, from shapes alone."""
+    model = jax.eval_shape(lambda: init_model(config, nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(model))

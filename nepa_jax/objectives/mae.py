@@ -1,0 +1,142 @@
+"""MAE: rebuild the pixels of removed patches (He et al. 2022, arXiv 2111.06377, section 3).
+
+The encoder sees only the kept patches; they are gathered before the embedding, so that removed
+ones cost nothing. A light decoder sees them all.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.flops import block_macs, training_flops
+from nepa_jax.models.decoder import Decoder, decoder_config
+from nepa_jax.models.layers import run_blocks
+from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
+from nepa_jax.models.vit import ViT, ViTConfig, vit_config
+from nepa_jax.objectives.base import (
+    Batch, Description, Features, Metrics, count_parameters, image_keys, pick_layer,
+)  # fmt: skip
+
+
+class MAE(nnx.Module):
+    """Encoder, decoder, and the two choices of the loss."""
+
+    def __init__(self, vit: ViT, decoder: Decoder, mask_ratio: float, norm_pix_loss: bool):
+        self.vit = vit
+        self.decoder = decoder
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+
+
+def init_model(config: ConfigDict, rngs: nnx.Rngs) -> MAE:
+    vit, decoder = _configs(config)
+    return MAE(
+        ViT(vit, rngs),
+        Decoder(decoder, vit.embed_dim, rngs),
+        config.objective.mask_ratio,
+        config.objective.norm_pix_loss,
+    )
+
+
+def _configs(config: ConfigDict) -> tuple[ViTConfig, ViTConfig]:
+    vit, objective = vit_config(config), config.objective
+    decoder = decoder_config(
+        vit, objective.decoder_embed_dim, objective.decoder_depth, objective.decoder_num_heads
+    )
+    return vit, decoder
+
+
+def loss(model: MAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean squared error over the removed patches' pixels, float32 []."""
+    keys = image_keys(key, batch)
+    patches = model.vit.patches(batch["image"])  # [B, N, P·P·C]
+    masking = random_masking(draw_noise(keys, patches.shape[1]), model.mask_ratio)
+    grid = model.vit.grid(batch["image"])
+    latent = encode_kept(model.vit, patches, masking, grid, keys)
+    predictions = model.decoder(latent, masking.ids_restore, grid)
+    return pixel_loss(predictions, pixel_targets(patches, model.norm_pix_loss), masking.mask)
+
+
+def draw_noise(keys: jax.Array, num_patches: int) -> jax.Array:
+    """Uniform noise [B, N], a row from each image's own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
+
+
+def encode_kept(
+    vit: ViT,
+    patches: jax.Array,
+    masking: Masking,
+    grid: tuple[int, int],
+    keys: jax.Array | None = None,
+) -> jax.Array:
+    """The encoder's normed output on [class token, kept patches]: float32 [B, 1 + K, D]."""
+    hidden, _ = run_blocks(vit.blocks, kept_tokens(vit, patches, masking, grid), keys=keys)
+    return vit.norm(hidden)
+
+
+def kept_tokens(
+    vit: ViT, patches: jax.Array, masking: Masking, grid: tuple[int, int]
+) -> jax.Array:
+    """Embeds the class token and the kept patches, each with its own position."""
+    positions = vit.positions(grid)
+    kept = vit.embed(gather_tokens(patches, masking.ids_keep))
+    tokens = vit.prepend_class(kept + positions[1:][masking.ids_keep])
+    return tokens.at[:, 0].add(positions[0])
+
+
+def pixel_targets(patches: jax.Array, norm_pix_loss: bool) -> jax.Array:
+    """The pixels to predict; ``norm_pix_loss`` standardises each patch (unbiased variance)."""
+    if not norm_pix_loss:
+        return patches
+    mean = jnp.mean(patches, axis=-1, keepdims=True)
+    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+    return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+def pixel_loss(
+    predictions: jax.Array, targets: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Mean over each patch's pixels, then over the removed patches of all images.
+
+    The metrics tell whether anything is learned: the loss of predicting the batch's mean patch
+    everywhere, and the loss on the visible patches, which is not trained.
+    """
+
+    def error(predictions: jax.Array, weights: jax.Array) -> jax.Array:
+        per_patch = jnp.mean(jnp.square(predictions - targets), axis=-1)
+        return jnp.sum(per_patch * weights) / jnp.sum(weights)
+
+    mean_patch = jnp.mean(targets, axis=(0, 1))
+    return error(predictions, mask), {
+        "loss_mean_patch": error(mean_patch, mask),
+        "loss_visible": error(jax.lax.stop_gradient(predictions), 1.0 - mask),
+    }
+
+
+def reconstruct(model: MAE, images: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Predicted targets [B, N, P·P·C] and mask [B, N] of images under a given noise [B, N]."""
+    masking = random_masking(noise, model.mask_ratio)
+    grid = model.vit.grid(images)
+    latent = encode_kept(model.vit, model.vit.patches(images), masking, grid)
+    return model.decoder(latent, masking.ids_restore, grid), masking.mask
+
+
+def encode(model: MAE, images: jax.Array, layer: int | None = -1) -> Features:
+    """Features of the whole image: nothing is masked."""
+    states = model.vit.hidden_states(images, causal=False)
+    tokens = pick_layer(states, model.vit.norm, layer)
+    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+
+
+def describe(config: ConfigDict) -> Description:
+    vit, decoder = _configs(config)
+    kept = num_kept(vit.num_patches, config.objective.mask_ratio)
+    encoder_macs = kept * vit.patch_dim * vit.embed_dim + block_macs(vit, 1 + kept)
+    decoder_macs = (
+        (1 + kept) * vit.embed_dim * decoder.embed_dim
+        + block_macs(decoder, 1 + vit.num_patches)
+        + vit.num_patches * decoder.embed_dim * decoder.patch_dim
+    )
+    parameters = count_parameters(init_model, config)
+    return Description(1 + kept, parameters, training_flops(encoder_macs + decoder_macs))

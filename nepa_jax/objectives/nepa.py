@@ -1,0 +1,88 @@
+"""NEPA: predict the next patch embedding (arXiv 2512.16922, Algorithm 1).
+
+A causal ViT reads [class token, patches 0 … N-2] and predicts, at every place, the embedding of the
+patch that comes next. The targets are the input embeddings themselves, gradient stopped. The last
+patch is only ever a target: no other token may see it and its own output predicts nothing, so that
+leaving it out changes neither the loss nor any gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.flops import block_macs, training_flops
+from nepa_jax.models.layers import run_blocks
+from nepa_jax.models.vit import ViT, vit_config
+from nepa_jax.objectives.base import (
+    Batch, Description, Features, Metrics, count_parameters, image_keys, pick_layer,
+)  # fmt: skip
+
+
+class NEPA(nnx.Module):
+    """A ViT and the one choice of the loss."""
+
+    def __init__(self, vit: ViT, include_cls: bool):
+        self.vit = vit
+        self.include_cls = include_cls
+
+
+def init_model(config: ConfigDict, rngs: nnx.Rngs) -> NEPA:
+    return NEPA(ViT(vit_config(config), rngs), config.objective.include_cls)
+
+
+def loss(model: NEPA, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean of -cos(prediction, next embedding), float32 [], over images and places.
+
+    The class token predicts patch 0 (released code; ``include_cls=False`` leaves that term out).
+    """
+    vit = model.vit
+    grid = vit.grid(batch["image"])
+    embeddings = vit.embed(vit.patches(batch["image"]))  # [B, N, D]
+    inputs = vit.prepend_class(embeddings[:, :-1]) + vit.positions(grid)[:-1]
+    rope = jax.tree.map(lambda table: table[:-1], vit.rope(grid, key))
+    hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=True, keys=image_keys(key, batch))
+    predictions = vit.norm(hidden)  # [B, N, D]; place t predicts patch t
+    targets = jax.lax.stop_gradient(embeddings)
+    first = 0 if model.include_cls else 1
+    similarity = cosine(predictions, targets)[:, first:]
+    return -jnp.mean(similarity), health(predictions, targets)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosine over the last axis; norms are clamped below at 1e-12 as in PyTorch's normalize."""
+    return jnp.sum(unit(a) * unit(b), axis=-1)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def health(predictions: jax.Array, targets: jax.Array) -> Metrics:
+    """Is anything learned? The loss of copying the last patch, and spreads (1 isotropic, 0 collapse)."""
+    predictions = jax.lax.stop_gradient(predictions)
+    return {
+        "cos_copy": jnp.mean(cosine(targets[:, :-1], targets[:, 1:])),
+        "target_std": spread(targets),
+        "pred_std": spread(predictions),
+    }
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Mean standard deviation of the normalised vectors' entries, times sqrt(D)."""
+    return jnp.mean(jnp.std(unit(x), axis=(0, 1))) * x.shape[-1] ** 0.5
+
+
+def encode(model: NEPA, images: jax.Array, layer: int | None = -1) -> Features:
+    """Features of all N patches under the causal mask they were pretrained with."""
+    states = model.vit.hidden_states(images, causal=True)
+    tokens = pick_layer(states, model.vit.norm, layer)
+    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+
+
+def describe(config: ConfigDict) -> Description:
+    vit = vit_config(config)
+    tokens = vit.num_patches
+    macs = vit.num_patches * vit.patch_dim * vit.embed_dim + block_macs(vit, tokens)
+    return Description(tokens, count_parameters(init_model, config), training_flops(macs))

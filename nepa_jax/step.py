@@ -1,0 +1,136 @@
+"""The training state, how it begins, and the one jitted update."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nepa_jax.mesh import state_shardings
+from nepa_jax.objectives.base import Batch, Metrics, Objective, after_update
+from nepa_jax.optim import learning_rate, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TrainState:
+    """All that a run carries from step to step, and all that a checkpoint holds."""
+
+    step: jax.Array  # int32 [], updates tried
+    model: nnx.Module  # float32 parameters
+    opt_state: optax.OptState
+    ema: nnx.Module | None
+    extra: Any  # the objective's own, None for most
+    skipped: jax.Array  # int32 [], updates thrown away because they were not finite
+    skipped_in_a_row: jax.Array  # int32 []
+
+
+Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(config: ConfigDict, objective: Objective) -> TrainState:
+    """The state before step 0: a function of the seed alone."""
+    model = objective.init_model(config, nnx.Rngs(config.run.seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        model=model,
+        opt_state=make_optimizer(config).init(model),
+        ema=None if config.optim.ema_decay is None else jax.tree.map(jnp.copy, model),
+        extra=objective.init_extra(model) if hasattr(objective, "init_extra") else None,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing anything."""
+    shapes = jax.eval_shape(lambda: init_state(config, objective))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
+def create_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainState:
+    """Initialises the state in place, each shard on its own device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
+    return jax.jit(lambda: init_state(config, objective), out_shardings=shardings)()
+
+
+def make_update(config: ConfigDict, objective: Objective) -> Update:
+    """The jitted update; the state that goes in is donated.
+
+    One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss or
+    gradient is not finite changes nothing and is counted.
+    """
+    optimizer, schedule = make_optimizer(config), learning_rate(config)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        loss, metrics, grads = gradients(objective, state.model, batch, key, config.optim.accum_steps)
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        ema = None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
+        extra = after_update(objective, state.extra, model, state.step)
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new, old = (model, opt_state, ema, extra), (state.model, state.opt_state, state.ema, state.extra)
+        model, opt_state, ema, extra = jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+        skipped = jnp.where(ok, 0, 1)
+        state = TrainState(
+            step=state.step + 1,
+            model=model,
+            opt_state=opt_state,
+            ema=ema,
+            extra=extra,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        )
+        return state, metrics | {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(model),
+            "lr": schedule(state.step - 1),
+            "skipped_steps": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def gradients(
+    objective: Objective, model: nnx.Module, batch: Batch, key: jax.Array, accum_steps: int
+) -> tuple[jax.Array, Metrics, nnx.Module]:
+    """Loss, metrics and gradients of the mean over the batch; microbatches one after the other."""
+    grad = jax.value_and_grad(objective.loss, has_aux=True)
+    batch = batch | {"row": jnp.arange(batch["image"].shape[0])}
+    if accum_steps == 1:
+        (loss, metrics), grads = grad(model, batch, key)
+        return loss, metrics, grads
+
+    def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad(model, microbatch, key)), None
+
+    microbatches = jax.tree.map(lambda rows: split_rows(rows, accum_steps), batch)
+    shapes = jax.eval_shape(grad, model, jax.tree.map(lambda rows: rows[0], microbatches), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(accumulate, zeros, microbatches)
+    (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
+    return loss, metrics, grads
+
+
+def split_rows(rows: jax.Array, parts: int) -> jax.Array:
+    """[B, …] -> [parts, B / parts, …]; every part takes rows from every device, so none move."""
+    return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+
+def moving_average(average: nnx.Module, model: nnx.Module, decay: float) -> nnx.Module:
+    """decay · average + (1 - decay) · model, without warm-up as in NEPA's released code."""
+    return jax.tree.map(lambda a, m: decay * a + (1.0 - decay) * m, average, model)

@@ -1,0 +1,1 @@
+"""Records on disk, and batches as a function of the step."""

@@ -1,0 +1,89 @@
+"""Looks at a prepared data set: what it holds, and whether all of it can be read."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from nepa_jax.data.batches import BadRecord
+from nepa_jax.data.decode import DecodeError, decode, identify
+from nepa_jax.data.progress import ordered_map, progress
+from nepa_jax.data.sources import RecordError, RecordSet, open_dataset, read_manifest
+
+SAMPLE = 512
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """What is in the data set at `path`: name, classes, and for each split its counts, sizes
+    and, from a sample of its records, the widths, heights, formats and modes of its images.
+
+    Raises UserError if the data set or a shard is missing or has the wrong size.
+    """
+    manifest = read_manifest(path)
+    return {
+        "path": str(path),
+        "name": manifest["name"],
+        "num_classes": len(manifest["classes"]),
+        "classes": manifest["classes"],
+        "splits": {
+            split: {**_summary(info), "images": _sample(open_dataset(path, split))}
+            for split, info in manifest["splits"].items()
+        },
+    }
+
+
+def verify(path: str, split: str | None = None, num_threads: int = 8) -> dict[str, list[BadRecord]]:
+    """Reads and decodes every record of one split, or of all.
+
+    Returns the bad records of each split; empty lists if all is well. Raises UserError if the
+    data set, the split or a shard is missing or has the wrong size.
+    """
+    splits = [split] if split else sorted(read_manifest(path)["splits"])
+    return {name: _bad_records(open_dataset(path, name), num_threads) for name in splits}
+
+
+def _bad_records(records: RecordSet, num_threads: int) -> list[BadRecord]:
+    def check(index: int) -> BadRecord | None:
+        name = ""
+        try:
+            record = records[index]
+            name = record.name
+            decode(record.image)
+        except (RecordError, DecodeError) as error:
+            return BadRecord(index, name, str(error))
+        return None
+
+    found = ordered_map(check, range(len(records)), num_threads)
+    found = progress(found, len(records), f"verifying {records.split}")
+    return [bad for bad in found if bad is not None]
+
+
+def _summary(info: dict[str, Any]) -> dict[str, Any]:
+    counts = {key: value for key, value in info.items() if key not in ("shards", "skipped")}
+    return {**counts, "num_shards": len(info["shards"])}
+
+
+def _sample(records: RecordSet) -> dict[str, Any]:
+    """Facts read from the headers of up to SAMPLE records. Bad ones are for `verify` to find."""
+    images, sizes = [], []
+    for index in np.linspace(0, len(records) - 1, min(SAMPLE, len(records)), dtype=int):
+        try:
+            record = records[int(index)]
+            images.append(identify(record.image))
+            sizes.append(len(record.image))
+        except (RecordError, DecodeError):
+            continue
+    return {
+        "sampled": len(images),
+        "width": _spread([image.width for image in images]),
+        "height": _spread([image.height for image in images]),
+        "bytes": _spread(sizes),
+        "formats": dict(Counter(image.format for image in images)),
+        "modes": dict(Counter(image.mode for image in images)),
+    }
+
+
+def _spread(values: list[int]) -> dict[str, int]:
+    if not values:
+        return {}
+    return {"min": min(values), "median": int(np.median(values)), "max": max(values)}

@@ -1,0 +1,219 @@
+"""Batches as a function of the step: any host, worker or restart sees the same ones."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from nepa_jax.data.batches import (
+    MAX_SUBSTITUTES,
+    BadRecord,
+    Batch,
+    BatchMaker,
+    LoaderConfig,
+    Order,
+    check_config,
+)
+from nepa_jax.data.decode import DecodeError, identify
+from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
+from nepa_jax.errors import UserError
+
+__all__ = ["Batch", "Loader", "LoaderConfig", "iter_epoch"]
+
+MIN_BAD_RECORDS = 10  # fewer are never an error, whatever the rate
+NUM_BLOCKS = 1 << 60  # the stream has no end; grain wants a length
+
+
+class BadCount:
+    """Counts the bad records among the examples seen, and stops when they are too many."""
+
+    def __init__(self, config: LoaderConfig):
+        self.config = config
+        self.seen = 0
+        self.total = 0
+        self.samples: list[BadRecord] = []
+
+    def add(self, num_examples: int, bad: Sequence[BadRecord]) -> None:
+        """Raises UserError above max_bad_rate (and MIN_BAD_RECORDS) of the examples so far."""
+        self.seen += num_examples
+        self.total += len(bad)
+        self.samples = [*self.samples, *bad][:3]
+        if self.total > max(MIN_BAD_RECORDS, self.config.max_bad_rate * self.seen):
+            raise UserError(
+                f"{self.total} of {self.seen} examples could not be decoded, such as "
+                f"{'; '.join(map(str, self.samples))}: "
+                f"run `nepa-jax data verify {self.config.path}`"
+            )
+
+
+class Loader:
+    """This host's rows of every batch of a run, with nothing but the step as state.
+
+    The order of the examples is permutation(seed, epoch), one epoch after another; step k has
+    the global positions [k B, (k + 1) B), of which host h of n has the h-th n-th part. Every
+    random choice for an example depends on (seed, global position) only.
+
+    Raises UserError at construction if a setting is wrong, if the data set is missing or
+    damaged, or is smaller than one batch.
+    """
+
+    def __init__(self, config: LoaderConfig, host: int = 0, num_hosts: int = 1):
+        check_config(config, host, num_hosts)
+        self.config = config
+        self.records = open_dataset(config.path, config.split)
+        self._check_size()
+        self._part = (host, num_hosts)
+        self._order = Order(len(self.records), config.seed, config.shuffle)
+        self._maker = BatchMaker(config, self.records, self._order, config.batch_size // num_hosts)
+        self._bad = BadCount(config)
+        self._next_step = -1
+        self._iterator: grain.DatasetIterator | None = None
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows b = B / num_hosts of the batch of `step`.
+
+        image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled; index int64
+        [b], the number of the record shown. Consecutive steps are read ahead; any other step
+        starts anew there. Raises UserError when too many examples cannot be decoded.
+        """
+        if self._iterator is None or step != self._next_step:
+            self._seek(step)
+        made = _plain(next(self._iterator))
+        if made.pop("block") != self._block(step):
+            raise RuntimeError(f"the input pipeline is out of step at step {step}")
+        self._next_step = step + 1
+        bad, valid = made.pop("bad"), made.pop("valid")
+        self._bad.add(len(valid), bad)
+        if not valid.all():
+            raise UserError(
+                f"found no substitute for {bad[-1]} in {MAX_SUBSTITUTES} tries: "
+                f"run `nepa-jax data verify {self.config.path}`"
+            )
+        return made
+
+    def indices(self, step: int) -> np.ndarray:
+        """The record numbers of the whole batch of `step`, int64 [B], without substitution."""
+        start = step * self.config.batch_size
+        positions = range(start, start + self.config.batch_size)
+        return np.array([self._order(position) for position in positions], np.int64)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_classes(self) -> int:
+        return self.records.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.records.fingerprint
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the next epoch begins within a batch if one is left over."""
+        return self.num_examples // self.config.batch_size
+
+    @property
+    def num_substituted(self) -> int:
+        """Bad records met in the batches that this loader has returned."""
+        return self._bad.total
+
+    def close(self) -> None:
+        """Stops the threads and processes that read ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _block(self, step: int) -> int:
+        host, num_hosts = self._part
+        return step * num_hosts + host
+
+    def _seek(self, step: int) -> None:
+        self.close()
+        blocks = slice(self._block(step), NUM_BLOCKS, self._part[1])
+        self._iterator = _read_ahead(self._maker, blocks, self.config)
+
+    def _check_size(self) -> None:
+        if self.num_examples < self.config.batch_size:
+            raise UserError(
+                f"batch_size={self.config.batch_size} is more than the {self.num_examples} "
+                f"examples of {self.config.path}, split {self.config.split!r}: make it smaller"
+            )
+        if self.config.augment == "none":
+            _check_fixed_size(self.records, self.config)
+
+
+def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+    """This host's rows of one pass: every example once, in the order of the record numbers.
+
+    As Loader.batch, plus valid bool [b]: false in the rows that fill up the last batch and in
+    those of undecodable examples (image 0, label and index -1). Every host gets the same number
+    of batches. `augment` must be center_crop or none, and `flip` off; seed and
+    shuffle do not matter. Raises UserError as Loader does.
+    """
+    check_config(config, host, num_hosts)
+    if config.flip or config.augment == "random_crop":
+        raise UserError(
+            f"augment={config.augment!r}, flip={config.flip} is random: "
+            "a pass for evaluation wants augment='center_crop' or 'none', and flip=False"
+        )
+    records = open_dataset(config.path, config.split)
+    order = Order(len(records), seed=0, shuffle=False, repeat=False)
+    maker = BatchMaker(config, records, order, config.batch_size // num_hosts)
+    num_steps = math.ceil(len(records) / config.batch_size)
+    iterator = _read_ahead(maker, slice(host, num_steps * num_hosts, num_hosts), config)
+    bad = BadCount(config)
+    try:
+        for made in iterator:
+            made = _plain(made)
+            made.pop("block")
+            bad.add(len(made["valid"]), made.pop("bad"))
+            yield made
+    finally:
+        iterator.close()
+
+
+def _read_ahead(maker: BatchMaker, blocks: slice, config: LoaderConfig) -> grain.DatasetIterator:
+    """Makes the given blocks ahead of time, in order, in threads or in worker processes."""
+    buffer = math.ceil(config.read_ahead / max(1, config.num_workers))
+    # Two batches are under way at a time, so that no thread idles while the slowest image of
+    # one of them is finished.
+    threads = grain.ReadOptions(num_threads=min(2, buffer), prefetch_buffer_size=buffer)
+    stream = grain.MapDataset.range(NUM_BLOCKS)[blocks].map(maker).to_iter_dataset(threads)
+    if config.num_workers:
+        if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.multiprocessing.MultiprocessingOptions(config.num_workers, buffer)
+        stream = stream.mp_prefetch(workers)
+    return iter(stream)
+
+
+def _plain(made: dict[str, Any]) -> dict[str, Any]:
+    """Worker processes send a subclass of ndarray over shared memory: shows the base class."""
+    return {
+        key: np.asarray(value) if isinstance(value, np.ndarray) else value
+        for key, value in made.items()
+    }
+
+
+def _check_fixed_size(records: RecordSet, config: LoaderConfig) -> None:
+    """Without augmentation a wrong image_size would make every record a bad one."""
+    try:
+        width, height = identify(records[0].image).size
+    except (DecodeError, RecordError):  # dealt with where it is met
+        return
+    if (height, width) != tuple(config.image_size):
+        raise UserError(
+            f"data.augment='none' with data.image_size={config.image_size}, but the images of "
+            f"{config.path} are {(height, width)}: use that size, or another augment"
+        )

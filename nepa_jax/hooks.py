@@ -1,0 +1,141 @@
+"""What happens every n steps beside the update: logging, saving, stopping a run gone wrong."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.metrics import Scalars, Throughput, Writer
+from nepa_jax.objectives.base import Metrics
+from nepa_jax.step import TrainState
+
+
+class Hook(Protocol):
+    """Called after every step; ``step`` is the number of steps done."""
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None: ...
+
+    def close(self) -> None:
+        """Called once when the run ends well: finish what is under way."""
+
+
+class RunDiverged(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class MetricsHook:
+    """Reads the metrics two steps late, so that the device never waits for the host.
+
+    That also keeps the host from running further ahead than two batches.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        throughput: Throughput,
+        guard: Callable[[int, Scalars], None],
+        report: Callable[[int, Scalars], None],
+    ):
+        self._every = every
+        self._throughput = throughput
+        self._guard = guard
+        self._report = report
+        self._pending: deque[tuple[int, Metrics]] = deque()
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        self._pending.append((step, metrics))
+        while len(self._pending) > 2:
+            self._read(*self._pending.popleft())
+
+    def close(self) -> None:
+        while self._pending:
+            self._read(*self._pending.popleft())
+
+    def _read(self, step: int, metrics: Metrics) -> None:
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._guard(step, scalars)
+        self._throughput.step_done()
+        if step % self._every == 0 or step == 1:
+            train = {f"train/{name}": value for name, value in scalars.items()}
+            self._report(step, train | self._throughput.read())
+
+
+def skip_guard(
+    max_in_a_row: int, indices: Callable[[int], np.ndarray]
+) -> Callable[[int, Scalars], None]:
+    """Stops a run after too many skipped steps in a row, naming the examples of the last one."""
+
+    def guard(step: int, scalars: Scalars) -> None:
+        if scalars["skipped_in_a_row"] > max_in_a_row:
+            examples = indices(step - 1).tolist()
+            shown = f"{examples[:16]}" + (f" and {len(examples) - 16} more" if len(examples) > 16 else "")
+            raise RunDiverged(
+                f"{max_in_a_row + 1} steps in a row up to step {step} had a loss or gradient that is "
+                f"not finite; records of that step: {shown}. The last checkpoint is sound: "
+                "resume with a lower optim.lr or a smaller optim.clip_norm"
+            )
+
+    return guard
+
+
+class CheckpointHook:
+    """Saves every n steps and at the end. A state is always finite: see step.make_update."""
+
+    def __init__(self, every: int, last_step: int, checkpoints: Checkpoints, provenance: Provenance):
+        self._every = every
+        self._last_step = last_step
+        self._checkpoints = checkpoints
+        self._provenance = provenance
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if step % self._every == 0 or step == self._last_step:
+            self._checkpoints.save(step, state, self._provenance)
+
+    def close(self) -> None:
+        self._checkpoints.wait()
+
+
+class Report:
+    """Writes metrics to files, and shows them: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, writers: Sequence[Writer], start_step: int, total_steps: int):
+        self._writers = writers
+        self._total = total_steps
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if sys.stdout.isatty():
+            columns: Iterable = (
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+                TextColumn("ETA"), TimeRemainingColumn(),
+            )  # fmt: skip
+            self._bar = Progress(*columns, console=Console())
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+            self._bar.start()
+
+    def __call__(self, step: int, scalars: Scalars) -> None:
+        for writer in self._writers:
+            writer.write(step, scalars)
+        text = f"loss {scalars['train/loss']:.4f}  {scalars['perf/images_per_s']:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+            return
+        eta = (self._total - step) * scalars["time/step_s"]
+        print(f"step {step}/{self._total}  {text}  ETA {_duration(eta)}", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        for writer in self._writers:
+            writer.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

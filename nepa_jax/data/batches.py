@@ -1,9 +1,10 @@
 """What one batch is made of: its settings, its order, its random numbers and its rows."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from grain.experimental import index_shuffle
 
-from nepa_jax.data.decode import MODES, decode
+from nepa_jax.data.augment import POLICIES
+from nepa_jax.data.decode import MODES, decode_pixels
+from nepa_jax.data.resize import INTERPOLATIONS, RESIZES
 from nepa_jax.data.sources import RecordSet
-from nepa_jax.data.transforms import AUGMENTS, INTERPOLATIONS, Transform
+from nepa_jax.data.transforms import AUGMENTS, Transform
 from nepa_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -27,7 +30,8 @@ class LoaderConfig:
     """What a batch is made of, and how.
 
     batch_size counts all hosts. image_size is (height, width). `augment`, `crop_scale`,
-    `crop_pct`, `interpolation` and `flip` are those of Transform. num_workers is the number of
+    `crop_pct`, `interpolation`, `flip`, `decode`, `policy` and `erase_prob` are those of
+    Transform. num_workers is the number of
     processes (0: none but this one), each with num_threads threads; read_ahead is in batches.
     Neither these three nor the number of hosts change a batch. A share of undecodable examples
     above max_bad_rate is an error.
@@ -49,39 +53,57 @@ class LoaderConfig:
     read_ahead: int = 2
     max_bad_rate: float = 0.001
     shuffle: bool = True
+    decode: str = "exact"
+    policy: str = "none"
+    erase_prob: float = 0.0
 
 
 def check_config(config: LoaderConfig, host: int, num_hosts: int) -> None:
     """Raises one UserError that names every wrong value of `config`."""
     if not 0 <= host < num_hosts:
         raise ValueError(f"host {host} of {num_hosts}")
-    low, high = config.crop_scale
-    rules = {
-        "image_size": (min(config.image_size) > 0, "use (height, width) above 0"),
-        "channels": (config.channels in MODES, f"use one of {sorted(MODES)}"),
-        "batch_size": (
-            config.batch_size > 0 and config.batch_size % num_hosts == 0,
-            f"use a multiple of the {num_hosts} hosts",
-        ),
-        "augment": (config.augment in AUGMENTS, f"use one of {sorted(AUGMENTS)}"),
-        "crop_scale": (0 < low <= high <= 1, "use two shares of the area, 0 < low <= high <= 1"),
-        "crop_pct": (0 < config.crop_pct <= 1, "use a share above 0, up to 1"),
-        "interpolation": (
-            config.interpolation in INTERPOLATIONS,
-            f"use one of {sorted(INTERPOLATIONS)}",
-        ),
-        "num_workers": (config.num_workers >= 0, "use 0 or more processes"),
-        "num_threads": (config.num_threads > 0, "use 1 or more threads"),
-        "read_ahead": (config.read_ahead > 0, "use 1 or more batches"),
-        "max_bad_rate": (0 <= config.max_bad_rate <= 1, "use a share of the examples, 0 to 1"),
-    }
     problems = [
         f"data.{key}={getattr(config, key)!r}: {remedy}"
-        for key, (good, remedy) in rules.items()
+        for key, (good, remedy) in {**_choices(config), **_ranges(config, num_hosts)}.items()
         if not good
     ]
     if problems:
         raise UserError("; ".join(problems))
+
+
+Rules = dict[str, tuple[bool, str]]
+
+
+def _choices(config: LoaderConfig) -> Rules:
+    choices = {
+        "channels": MODES,
+        "augment": AUGMENTS,
+        "interpolation": INTERPOLATIONS,
+        "decode": RESIZES,
+        "policy": POLICIES,
+    }
+    return {
+        key: (getattr(config, key) in known, f"use one of {sorted(known)}")
+        for key, known in choices.items()
+    }
+
+
+def _ranges(config: LoaderConfig, num_hosts: int) -> Rules:
+    low, high = config.crop_scale
+    return {
+        "image_size": (min(config.image_size) > 0, "use (height, width) above 0"),
+        "batch_size": (
+            config.batch_size > 0 and config.batch_size % num_hosts == 0,
+            f"use a multiple of the {num_hosts} hosts",
+        ),
+        "crop_scale": (0 < low <= high <= 1, "use two shares of the area, 0 < low <= high <= 1"),
+        "crop_pct": (0 < config.crop_pct <= 1, "use a share above 0, up to 1"),
+        "num_workers": (config.num_workers >= 0, "use 0 or more processes"),
+        "num_threads": (config.num_threads > 0, "use 1 or more threads"),
+        "read_ahead": (config.read_ahead > 0, "use 1 or more batches"),
+        "max_bad_rate": (0 <= config.max_bad_rate <= 1, "use a share of the examples, 0 to 1"),
+        "erase_prob": (0 <= config.erase_prob <= 1, "use a share of the examples, 0 to 1"),
+    }
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,14 @@ def example_rng(purpose: str, seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=_stream_key(purpose, seed), counter=counter))
 
 
+@dataclass
+class Fill:
+    """What was met while some rows were filled: bytes read, and bad records."""
+
+    num_bytes: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Makes the blocks of `rows` consecutive positions that the stream is cut into.
@@ -172,11 +202,18 @@ class BatchMaker:
     rows: int
 
     def __call__(self, block: int) -> dict[str, Any]:
-        """Block number `block`: image, label, index, valid [rows], a list `bad`, and `block`."""
+        """Block number `block`: image, label, index, valid [rows], and how it was made: the
+        numbers `block`, `num_bytes` (read) and `made_s` (when), and a list `bad`."""
         batch = self._empty()
         chunks = np.array_split(np.arange(self.rows), min(self.rows, 4 * self.config.num_threads))
-        fill = self._pool.map(lambda rows: self._fill(batch, block, rows), chunks)
-        return {**batch, "bad": [bad for found in fill for bad in found], "block": block}
+        fills = list(self._pool.map(lambda rows: self._fill(batch, block, rows), chunks))
+        return {
+            **batch,
+            "bad": [bad for fill in fills for bad in fill.bad],
+            "num_bytes": sum(fill.num_bytes for fill in fills),
+            "block": block,
+            "made_s": time.monotonic(),  # one clock for all processes of a host
+        }
 
     def _empty(self) -> Batch:
         config = self.config
@@ -189,15 +226,16 @@ class BatchMaker:
             batch["label"] = np.full(self.rows, -1, np.int32)
         return batch
 
-    def _fill(self, batch: Batch, block: int, rows: Sequence[int]) -> list[BadRecord]:
-        """Fills some rows; returns the bad records that should have stood there."""
-        bad = []
+    def _fill(self, batch: Batch, block: int, rows: Sequence[int]) -> Fill:
+        """Fills some rows; tells which bad records should have stood there."""
+        fill = Fill()
         for row in rows:
             position = block * self.rows + int(row)
-            tried = (self._fill_row(batch, row, position, at) for at in self._candidates(position))
-            found = list(takewhile(lambda problem: problem is not None, tried))
-            bad.extend(found[:1])
-        return bad
+            tries = (
+                self._fill_row(batch, row, position, at, fill) for at in self._candidates(position)
+            )
+            fill.bad.extend(list(takewhile(lambda problem: problem is not None, tries))[:1])
+        return fill
 
     def _candidates(self, position: int) -> Iterator[int]:
         """The record at this position, then its substitutes.
@@ -213,7 +251,9 @@ class BatchMaker:
             for _ in range(MAX_SUBSTITUTES):
                 yield int(rng.random() * len(self.records))
 
-    def _fill_row(self, batch: Batch, row: int, position: int, index: int) -> BadRecord | None:
+    def _fill_row(
+        self, batch: Batch, row: int, position: int, index: int, fill: Fill
+    ) -> BadRecord | None:
         """Fills one row from record `index`, or tells what is wrong with it.
 
         It catches everything, since grain silently drops data when a map raises.
@@ -222,9 +262,10 @@ class BatchMaker:
         try:
             record = self.records[index]
             name = record.name
+            fill.num_bytes += len(record.image)
             rng = example_rng("augment", self.order.seed, position)
-            image = decode(record.image, self.config.channels)
-            self._transform(image, rng, batch["image"][row])
+            pixels = decode_pixels(record.image, self.config.channels)
+            self._transform(pixels, rng, batch["image"][row])
         except Exception as error:
             return BadRecord(index, name, str(error) or type(error).__name__)
         batch["index"][row] = index
@@ -243,6 +284,9 @@ class BatchMaker:
             crop_pct=config.crop_pct,
             interpolation=config.interpolation,
             flip=config.flip,
+            decode=config.decode,
+            policy=config.policy,
+            erase_prob=config.erase_prob,
         )
 
     @cached_property

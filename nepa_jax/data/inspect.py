@@ -1,16 +1,20 @@
 """Looks at a prepared data set: what it holds, and whether all of it can be read."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageOps
 
 from nepa_jax.data.batches import BadRecord
-from nepa_jax.data.decode import DecodeError, decode, identify
+from nepa_jax.data.decode import DecodeError, decode, decode_pixels, identify
 from nepa_jax.data.progress import ordered_map, progress
 from nepa_jax.data.sources import RecordError, RecordSet, open_dataset, read_manifest
+from nepa_jax.errors import UserError
 
 SAMPLE = 512
+COLUMNS, TILE = 8, 112  # of a contact sheet; px
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -32,6 +36,54 @@ def inspect(path: str) -> dict[str, Any]:
     }
 
 
+def contact_sheet(path: str, out: str) -> None:
+    """Draws up to 64 records of each split, evenly spaced, into the PNG file `out`.
+
+    A row of text above the pictures of a split names it; undecodable records stay black.
+    Raises UserError as `inspect` does, or if `out` cannot be written.
+    """
+    rows = [
+        row
+        for split in sorted(read_manifest(path)["splits"])
+        for row in _sheet_rows(open_dataset(path, split))
+    ]
+    sheet = Image.new("RGB", (COLUMNS * TILE, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    try:
+        sheet.save(out, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): choose another file") from error
+
+
+def _sheet_rows(records: RecordSet) -> Iterator[Image.Image]:
+    title = Image.new("RGB", (COLUMNS * TILE, 20))
+    text = f"{records.split}: {len(records):,} images, {records.num_classes} classes"
+    ImageDraw.Draw(title).text((4, 4), text, "white")
+    yield title
+    chosen = np.linspace(0, len(records) - 1, min(COLUMNS**2, len(records)), dtype=int)
+    for start in range(0, len(chosen), COLUMNS):
+        row = Image.new("RGB", (COLUMNS * TILE, TILE))
+        for column, index in enumerate(chosen[start : start + COLUMNS]):
+            row.paste(_tile(records, int(index)), (column * TILE, 0))
+        yield row
+
+
+def _tile(records: RecordSet, index: int) -> Image.Image:
+    try:
+        record = records[index]
+        tile = ImageOps.fit(decode(record.image), (TILE, TILE))
+    except (RecordError, DecodeError):
+        return Image.new("RGB", (TILE, TILE))
+    if record.label is not None:
+        ImageDraw.Draw(tile).text(
+            (3, 3), records.classes[record.label], "white", stroke_width=1, stroke_fill="black"
+        )
+    return tile
+
+
 def verify(path: str, split: str | None = None, num_threads: int = 8) -> dict[str, list[BadRecord]]:
     """Reads and decodes every record of one split, or of all.
 
@@ -48,7 +100,7 @@ def _bad_records(records: RecordSet, num_threads: int) -> list[BadRecord]:
         try:
             record = records[index]
             name = record.name
-            decode(record.image)
+            decode_pixels(record.image)
         except (RecordError, DecodeError) as error:
             return BadRecord(index, name, str(error))
         return None

@@ -1,18 +1,11 @@
-"""The files of a folder, zip or tar, and the split and classes that their paths spell."""
+"""What is to be prepared: the examples of one split, and how a tree of files spells them."""
 
-import bz2
-import gzip
-import lzma
 import os
-import shutil
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nepa_jax.data.archives import File
 from nepa_jax.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -21,102 +14,25 @@ IMAGE_SUFFIXES = frozenset(
 SPLIT_NAMES = frozenset(
     ("train", "training", "val", "valid", "validation", "test", "testing", "unlabeled")
 )
-DECOMPRESSORS = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of a source: its path as parts, its size in bytes, and how to read it.
+class Example:
+    """One example to be written. `read` may raise any error; it may run in any thread."""
 
-    `read` may be called from any thread, in any order.
-    """
-
-    parts: tuple[str, ...]
+    name: str
+    label: int | None
     size: int
     read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of one split. `classes` is empty for a flat folder."""
+    """The examples of one split, and the class names by label: none if it is unlabelled."""
 
-    images: Sequence[File]
+    examples: Sequence[Example]
     classes: tuple[str, ...]
-    num_ignored: int
-
-
-def open_source(path: Path, scratch: Path) -> AbstractContextManager[list[File]]:
-    """Lists every file of a folder, .zip or .tar[.gz|.bz2|.xz], readable until the exit.
-
-    `scratch` is a folder for temporary files. Raises UserError if the archive cannot be opened.
-    """
-    if path.is_dir():
-        return _open_folder(path)
-    if zipfile.is_zipfile(path):
-        return _open_zip(path)
-    if path.suffix in DECOMPRESSORS:
-        return _open_compressed_tar(path, scratch)
-    return _open_tar(path)
-
-
-@contextmanager
-def _open_folder(root: Path) -> Iterator[list[File]]:
-    files = []
-    for folder, _, names in os.walk(root, followlinks=True):
-        parts = Path(folder).relative_to(root).parts
-        for name in names:
-            path = Path(folder, name)
-            if path.is_file():  # a link to nowhere is not
-                files.append(File((*parts, name), path.stat().st_size, path.read_bytes))
-    yield files
-
-
-@contextmanager
-def _open_zip(path: Path) -> Iterator[list[File]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
-    with archive:
-        yield [
-            File(_parts(info.filename), info.file_size, partial(archive.read, info))
-            for info in archive.infolist()
-            if not info.is_dir()
-        ]
-
-
-@contextmanager
-def _open_tar(path: Path) -> Iterator[list[File]]:
-    # Members are read at their offsets: TarFile.extractfile is not safe to use from threads.
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [member for member in archive if member.isreg()]
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is neither a folder, a zip nor a tar ({error})") from error
-    with open(path, "rb") as file:
-        yield [
-            File(_parts(m.name), m.size, partial(os.pread, file.fileno(), m.size, m.offset_data))
-            for m in members
-        ]
-
-
-@contextmanager
-def _open_compressed_tar(path: Path, scratch: Path) -> Iterator[list[File]]:
-    # Records are written in another order than the tar's, and a compressed stream cannot be
-    # read at an offset: undo the compression of the whole once.
-    plain = scratch / "source.tar"
-    try:
-        with DECOMPRESSORS[path.suffix](path) as packed, open(plain, "wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
-    with _open_tar(plain) as files:
-        yield files
-    plain.unlink()
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    return tuple(part for part in name.split("/") if part not in ("", "."))
+    num_ignored: int = 0
 
 
 def select(files: Sequence[File], split: str, source: Path) -> Listing:
@@ -137,7 +53,28 @@ def select(files: Sequence[File], split: str, source: Path) -> Listing:
         )
     num_ignored = len(visible) - len(images)
     images = _choose_split(_unwrap(images), split, source)
-    return Listing(images, _classes(images, source), num_ignored)
+    classes = _classes(images, source)
+    labels = {name: label for label, name in enumerate(classes)}
+    return Listing([_example(file, labels) for file in images], classes, num_ignored)
+
+
+def file_by_class(files: Sequence[File], labels: Mapping[str, str], source: Path) -> list[File]:
+    """Puts each image into the folder of its class, as `labels` (file name to class) has it.
+
+    Raises UserError if an image is not in `labels`.
+    """
+    images = [file for file in files if _is_image(file) and not _hidden(file)]
+    unknown = [file.parts[-1] for file in images if file.parts[-1] not in labels]
+    if unknown:
+        raise UserError(
+            f"--labels has no class for {len(unknown)} of {len(images)} images of {source}, such "
+            f"as {unknown[0]}: give the file that lists them"
+        )
+    return [replace(file, parts=(labels[file.parts[-1]], file.parts[-1])) for file in images]
+
+
+def _example(file: File, labels: Mapping[str, int]) -> Example:
+    return Example("/".join(file.parts), labels.get(file.parts[0]), file.size, file.read)
 
 
 def _hidden(file: File) -> bool:
@@ -159,7 +96,7 @@ def _unwrap(images: list[File]) -> list[File]:
 
 
 def _inside(images: list[File]) -> list[File]:
-    return [File(file.parts[1:], file.size, file.read) for file in images]
+    return [replace(file, parts=file.parts[1:]) for file in images]
 
 
 def _choose_split(images: list[File], split: str, source: Path) -> list[File]:

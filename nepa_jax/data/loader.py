@@ -1,7 +1,9 @@
 """Batches as a function of the step: any host, worker or restart sees the same ones."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grain
@@ -30,7 +32,7 @@ NUM_BLOCKS = 1 << 60  # the stream has no end; grain wants a length
 class BadCount:
     """Counts the bad records among the examples seen, and stops when they are too many."""
 
-    def __init__(self, config: LoaderConfig):
+    def __init__(self, config: LoaderConfig) -> None:
         self.config = config
         self.seen = 0
         self.total = 0
@@ -60,7 +62,7 @@ class Loader:
     damaged, or is smaller than one batch.
     """
 
-    def __init__(self, config: LoaderConfig, host: int = 0, num_hosts: int = 1):
+    def __init__(self, config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> None:
         check_config(config, host, num_hosts)
         self.config = config
         self.records = open_dataset(config.path, config.split)
@@ -69,6 +71,7 @@ class Loader:
         self._order = Order(len(self.records), config.seed, config.shuffle)
         self._maker = BatchMaker(config, self.records, self._order, config.batch_size // num_hosts)
         self._bad = BadCount(config)
+        self._num_bytes, self._ready_s = 0, 0.0
         self._next_step = -1
         self._iterator: grain.DatasetIterator | None = None
 
@@ -81,10 +84,12 @@ class Loader:
         """
         if self._iterator is None or step != self._next_step:
             self._seek(step)
-        made = _plain(next(self._iterator))
+        made = _next(self._iterator, self.config)
         if made.pop("block") != self._block(step):
             raise RuntimeError(f"the input pipeline is out of step at step {step}")
         self._next_step = step + 1
+        self._num_bytes += made.pop("num_bytes")
+        self._ready_s = time.monotonic() - made.pop("made_s")
         bad, valid = made.pop("bad"), made.pop("valid")
         self._bad.add(len(valid), bad)
         if not valid.all():
@@ -122,6 +127,19 @@ class Loader:
         """Bad records met in the batches that this loader has returned."""
         return self._bad.total
 
+    def stats(self) -> dict[str, float]:
+        """For the training log, of the batches that this loader has returned.
+
+        data/substitutes: bad records, all in all; data/read_mb: image bytes read, all in all;
+        data/ready_s: how long the last batch lay ready before it was asked for. Near 0 the
+        loader is the slower side.
+        """
+        return {
+            "data/substitutes": float(self.num_substituted),
+            "data/read_mb": self._num_bytes / 1e6,
+            "data/ready_s": self._ready_s,
+        }
+
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
         if self._iterator is not None:
@@ -158,14 +176,18 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
 
     As Loader.batch, plus valid bool [b]: false in the rows that fill up the last batch and in
     those of undecodable examples (image 0, label and index -1). Every host gets the same number
-    of batches. `augment` must be center_crop or none, and `flip` off; seed and
-    shuffle do not matter. Raises UserError as Loader does.
+    of batches. `augment` must be center_crop or none, `flip`, `policy` and `erase_prob` off;
+    images are decoded exactly; seed and shuffle do not matter. Raises UserError as Loader does.
     """
     check_config(config, host, num_hosts)
-    if config.flip or config.augment == "random_crop":
+    config = replace(config, decode="exact")
+    calm = replace(config, flip=False, policy="none", erase_prob=0.0)
+    if config.augment == "random_crop" or config != calm:
+        keys = ("augment", "flip", "policy", "erase_prob")
+        found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(
-            f"augment={config.augment!r}, flip={config.flip} is random: "
-            "a pass for evaluation wants augment='center_crop' or 'none', and flip=False"
+            f"{found} is random: a pass for evaluation wants augment='center_crop' or 'none', "
+            "flip=False, policy='none', erase_prob=0"
         )
     records = open_dataset(config.path, config.split)
     order = Order(len(records), seed=0, shuffle=False, repeat=False)
@@ -174,9 +196,10 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
     iterator = _read_ahead(maker, slice(host, num_steps * num_hosts, num_hosts), config)
     bad = BadCount(config)
     try:
-        for made in iterator:
-            made = _plain(made)
-            made.pop("block")
+        for _ in range(num_steps):
+            made = _next(iterator, config)
+            for key in ("block", "num_bytes", "made_s"):
+                made.pop(key)
             bad.add(len(made["valid"]), made.pop("bad"))
             yield made
     finally:
@@ -196,6 +219,17 @@ def _read_ahead(maker: BatchMaker, blocks: slice, config: LoaderConfig) -> grain
         workers = grain.multiprocessing.MultiprocessingOptions(config.num_workers, buffer)
         stream = stream.mp_prefetch(workers)
     return iter(stream)
+
+
+def _next(iterator: grain.DatasetIterator, config: LoaderConfig) -> dict[str, Any]:
+    try:
+        return _plain(next(iterator))
+    except RuntimeError as error:  # grain's word for a worker process that is gone
+        raise UserError(
+            f"a worker process of the loader ended ({str(error).splitlines()[0]}): if the system "
+            f"killed it for its memory, lower data.num_workers={config.num_workers}, "
+            f"data.num_threads={config.num_threads} or data.read_ahead={config.read_ahead}"
+        ) from error
 
 
 def _plain(made: dict[str, Any]) -> dict[str, Any]:

@@ -1,69 +1,42 @@
-"""Turns a folder, zip or tar of images into ArrayRecord shards and a dataset.json."""
+"""Turns images, in whatever form they come, into ArrayRecord shards and a dataset.json."""
 
+import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordWriter
-
-from nepa_jax.data.decode import identify
-from nepa_jax.data.listing import File, Listing, open_source, select
-from nepa_jax.data.progress import ordered_map, progress
-from nepa_jax.data.sources import FORMAT, MANIFEST, VERSION, Record, pack, read_manifest
+from nepa_jax.data.archives import open_files
+from nepa_jax.data.labels import imagenet_problems, read_labels
+from nepa_jax.data.listing import Example, Listing, file_by_class, select
+from nepa_jax.data.parquet import is_parquet, open_parquet
+from nepa_jax.data.progress import ordered_map, progress, warn
+from nepa_jax.data.reencode import Reencode, parse_reencode
+from nepa_jax.data.shards import UNFINISHED, Job, Shard, Written, clean_up, discard, write_shards
+from nepa_jax.data.sources import FORMAT, MANIFEST, VERSION, RecordSet, open_dataset
+from nepa_jax.data.store import Store
 from nepa_jax.errors import UserError
 
 MIB = 1 << 20
-WRITER_OPTIONS = "group_size:1,uncompressed"  # fastest to read at random; JPEG does not shrink
-MIN_FILE_BYTES = 1 << 16  # a smaller ArrayRecord file cannot be opened
 MAX_LISTED_SKIPS = 1000
 
 
 @dataclass(frozen=True)
-class Example:
-    """One example to be written. `read` may raise any error; it may run in any thread."""
-
-    name: str
-    label: int | None
-    size: int
-    read: Callable[[], bytes]
-
-
-@dataclass(frozen=True)
 class Target:
-    """Where examples go. `num_shards=None` leaves the number to `default_num_shards`."""
+    """What becomes of a listing. `num_shards=None` leaves the number to `default_num_shards`."""
 
-    out: Path
+    store: Store
     split: str
-    classes: tuple[str, ...]
-    num_shards: int | None
-    num_threads: int
-    num_ignored: int = 0
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An example that was left out, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass
-class Tally:
-    """What becomes of the examples of one split, over all its shards."""
-
-    digest: Any = field(default_factory=hashlib.sha256)
-    skipped: list[Skipped] = field(default_factory=list)
+    scratch: Path
+    num_shards: int | None = None
+    num_threads: int = 1
+    reencode: Reencode | None = None
 
 
 def prepare(
@@ -72,25 +45,38 @@ def prepare(
     split: str = "train",
     num_shards: int | None = None,
     num_threads: int = 8,
+    labels: str | None = None,
+    reencode: str | None = None,
 ) -> dict[str, Any]:
     """Writes the images of `source` as the split `split` of the data set in `out`.
 
-    `source` is a folder, .zip, .tar or compressed .tar with images in class folders, below
-    train/, test/ and so on or not, or with no folders (unlabelled). The label is the index in
-    the sorted class names. Images whose header cannot be read are left out and listed.
+    source: a folder, .zip, .tar or compressed .tar with images in class folders, below train/,
+      test/ and so on or not, or with no folders (unlabelled); ImageNet's train tar (a tar of
+      tars) or validation tar; Hugging Face parquet files; or a set prepared before.
+    out: a folder, or a URL of one that fsspec can write to, such as gs://bucket/imagenet.
+    labels: a file of lines `FILE_NAME CLASS`, or ImageNet's devkit, for images in no folders.
+    reencode: such as "short_side=384,quality=90": stores smaller JPEGs than the original ones.
+
+    The label is the index in the sorted class names (parquet and prepared sets keep theirs).
+    Images whose header cannot be read are left out and listed. The same call goes on where a
+    killed one stopped, and comes to the same bytes.
 
     Returns the split's entry in dataset.json. Raises UserError if the source or its split is
     missing or holds no usable image, if `out` cannot be written or has this split already, or
     if its classes are not those of the other splits.
     """
-    path, root = Path(source), Path(out)
+    path, store = Path(source), Store(out)
     if not path.exists():
-        raise UserError(f"source {path} does not exist: give a folder, a .zip or a .tar")
-    _check_target(root, split)
-    with _scratch_folder(root, split) as scratch, open_source(path, scratch) as files:
-        listing = select(files, split, path)
-        target = Target(root, split, listing.classes, num_shards, num_threads, listing.num_ignored)
-        return _write_split(_examples(listing), target, scratch)
+        raise UserError(
+            f"source {path} does not exist: give a folder, a .zip, a .tar or a .parquet"
+        )
+    smaller = parse_reencode(reencode) if reencode else None
+    with _scratch_folder(store, split) as scratch:
+        target = Target(store, split, scratch, num_shards, num_threads, smaller)
+        with _open_listing(path, target, labels) as listing:
+            for problem in imagenet_problems(listing, split):
+                warn(problem)
+            return _write_split(listing, target)
 
 
 def prepare_arrays(
@@ -104,13 +90,12 @@ def prepare_arrays(
     Labels index `classes`; either all examples have one or none has. Returns and raises as
     `prepare` does.
     """
-    root = Path(out)
-    _check_target(root, split)
+    store = Store(out)
     examples = [
         Example(name, label, len(data), partial(bytes, data)) for data, label, name in images
     ]
-    with _scratch_folder(root, split) as scratch:
-        return _write_split(examples, Target(root, split, tuple(classes), None, 1), scratch)
+    with _scratch_folder(store, split) as scratch:
+        return _write_split(Listing(examples, tuple(classes)), Target(store, split, scratch))
 
 
 def default_num_shards(num_bytes: int, num_examples: int) -> int:
@@ -123,89 +108,130 @@ def default_num_shards(num_bytes: int, num_examples: int) -> int:
     return max(1, min(small, max(64, large), 1024, num_examples))
 
 
-def _examples(listing: Listing) -> list[Example]:
-    labels = {name: label for label, name in enumerate(listing.classes)}
+@contextmanager
+def _open_listing(path: Path, target: Target, labels: str | None) -> Iterator[Listing]:
+    """What `path` holds, whatever it is; its examples can be read until the exit."""
+    unfinished = target.scratch / UNFINISHED
+    if (path / MANIFEST).is_file():
+        yield _prepared_listing(open_dataset(path, target.split), target.num_threads)
+    elif is_parquet(path):
+        with open_parquet(path, target.split, unfinished) as listing:
+            yield listing
+    else:
+        with open_files(path, unfinished) as files:
+            if labels is not None:
+                files = file_by_class(files, read_labels(Path(labels), unfinished), path)
+            yield select(files, target.split, path)
 
-    def example(file: File) -> Example:
-        return Example("/".join(file.parts), labels.get(file.parts[0]), file.size, file.read)
 
-    return [example(file) for file in listing.images]
+def _prepared_listing(records: RecordSet, num_threads: int) -> Listing:
+    """The records of a set as examples; their names are known once all have been read."""
 
+    def example(index: int) -> Example:
+        record = records[index]
+        return Example(record.name, record.label, len(record.image), lambda: records[index].image)
 
-def _check_target(root: Path, split: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
-        raise UserError(f"split name {split!r} is not a plain word: use letters, digits, - and _")
-    if (root / MANIFEST).exists() and split in read_manifest(root)["splits"]:
-        raise UserError(f"{root} already has a split {split!r}: choose another --out or --split")
+    found = ordered_map(example, range(len(records)), num_threads)
+    examples = list(progress(found, len(records), f"reading {records.split}"))
+    return Listing(examples, records.classes if records.labelled else ())
 
 
 @contextmanager
-def _scratch_folder(root: Path, split: str) -> Iterator[Path]:
-    """A folder inside `root` for unfinished files, so that they are moved by renaming alone."""
+def _scratch_folder(store: Store, split: str) -> Iterator[Path]:
+    """The folder for unfinished work, kept from others while this process works in it."""
+    _check_target(store, split)
+    scratch = store.scratch(split)
+    with _clear_errors(scratch):
+        (scratch / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        with open(scratch / "lock", "w") as lock:
+            _lock(lock.fileno(), store, split)
+            try:
+                yield scratch
+            finally:
+                clean_up(scratch)
+
+
+@contextmanager
+def _clear_errors(scratch: Path) -> Iterator[None]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".prepare-{split}-", dir=root))
+        yield
     except OSError as error:
-        raise UserError(f"cannot write to {root} ({error.strerror}): choose another") from error
+        raise UserError(
+            f"cannot write to {scratch} or read the source ({error}): "
+            "check the permissions and the free space there"
+        ) from error
+
+
+def _lock(file: int, store: Store, split: str) -> None:
     try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process prepares {store.out}, split {split!r}: wait until it ends"
+        ) from error
 
 
-def _write_split(examples: Sequence[Example], target: Target, scratch: Path) -> dict[str, Any]:
-    """The one path by which records come to be; `scratch` is on the file system of `out`."""
-    _check_examples(examples, target)
-    manifest = _manifest_with_classes(target)
-    examples = sorted(examples, key=_shuffled_order)
-    loaded = progress(
-        ordered_map(_load, examples, target.num_threads),
-        len(examples),
+def _check_target(store: Store, split: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
+        raise UserError(f"split name {split!r} is not a plain word: use letters, digits, - and _")
+    manifest = store.manifest()
+    if manifest and split in manifest["splits"]:
+        raise UserError(
+            f"{store.out} already has a split {split!r}: choose another --out or --split"
+        )
+
+
+def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
+    """The one path by which records come to be."""
+    _check_examples(listing, target)
+    _manifest_with_classes(listing, target)  # before the work, for its errors
+    shards = _plan_shards(sorted(listing.examples, key=_shuffled_order), target)
+    job = Job(
+        target.store,
+        target.scratch,
+        target.reencode or (lambda image: image),
+        target.num_threads,
         f"preparing {target.split}",
     )
-    tally = Tally()
-    shards = [
-        _write_shard(scratch / name, islice(loaded, count), tally)
-        for name, count in _shard_plan(examples, target)
-    ]
-    if not any(shard["num_records"] for shard in shards):
-        first = tally.skipped[0]
-        raise UserError(f"none of {len(examples)} images is usable: {first.name} {first.reason}")
-    for shard in shards:
-        os.replace(scratch / shard["file"], target.out / shard["file"])
-    manifest["splits"][target.split] = _split_entry(shards, tally, target)
-    _write_manifest(target.out, manifest, scratch)
-    return manifest["splits"][target.split]
+    written = write_shards(shards, job, _plan_digest(shards, listing, target))
+    entry = _split_entry(written, listing, target)
+    if not entry["num_examples"]:
+        discard(job)
+    _check_skipped(entry, len(listing.examples))
+    manifest = _manifest_with_classes(listing, target)
+    manifest["splits"][target.split] = entry
+    target.store.put_manifest(manifest, target.scratch / UNFINISHED)
+    shutil.rmtree(target.scratch)
+    return entry
 
 
-def _check_examples(examples: Sequence[Example], target: Target) -> None:
-    if not examples:
+def _check_examples(listing: Listing, target: Target) -> None:
+    number = len(listing.examples)
+    if not number:
         raise UserError(f"no images for split {target.split!r}: give at least one")
-    if target.num_shards is not None and not 1 <= target.num_shards <= len(examples):
-        raise UserError(
-            f"--shards={target.num_shards} for {len(examples)} images: choose 1 to {len(examples)}"
-        )
-    allowed = range(len(target.classes)) if target.classes else (None,)
-    for example in examples:
+    if target.num_shards is not None and not 1 <= target.num_shards <= number:
+        raise UserError(f"--shards={target.num_shards} for {number} images: choose 1 to {number}")
+    allowed = range(len(listing.classes)) if listing.classes else (None,)
+    for example in listing.examples:
         if example.label not in allowed:
             raise UserError(
-                f"{example.name} has label {example.label} of {len(target.classes)} classes: "
+                f"{example.name} has label {example.label} of {len(listing.classes)} classes: "
                 "label all images or none, and name every class"
             )
 
 
-def _manifest_with_classes(target: Target) -> dict[str, Any]:
+def _manifest_with_classes(listing: Listing, target: Target) -> dict[str, Any]:
     """dataset.json as it is, or a new one, with the classes of this split settled."""
-    empty = {"format": FORMAT, "version": VERSION, "name": target.out.resolve().name}
-    exists = (target.out / MANIFEST).exists()
-    manifest = read_manifest(target.out) if exists else {**empty, "classes": [], "splits": {}}
-    known, new = set(manifest["classes"]), set(target.classes)
+    out = target.store.out
+    empty = {"format": FORMAT, "version": VERSION, "name": target.store.name}
+    manifest = target.store.manifest() or {**empty, "classes": [], "splits": {}}
+    known, new = set(manifest["classes"]), set(listing.classes)
     if known and new and known != new:
         raise UserError(
-            f"split {target.split!r} has other classes than {target.out} ({len(new)} and "
+            f"split {target.split!r} has other classes than {out} ({len(new)} and "
             f"{len(known)}; {min(known ^ new)!r} is in one only): prepare it into another --out"
         )
-    manifest["classes"] = list(target.classes) or manifest["classes"]
+    manifest["classes"] = list(listing.classes) or manifest["classes"]
     return manifest
 
 
@@ -219,66 +245,55 @@ def _shuffled_order(example: Example) -> tuple[bytes, str]:
     return hashlib.sha256(name).digest(), example.name
 
 
-def _shard_plan(examples: Sequence[Example], target: Target) -> list[tuple[str, int]]:
-    """The file name of each shard, and how many of the examples go into it."""
+def _plan_shards(examples: Sequence[Example], target: Target) -> list[Shard]:
     total = sum(example.size for example in examples)
     number = target.num_shards or default_num_shards(total, len(examples))
     ends = [len(examples) * (k + 1) // number for k in range(number)]
     return [
-        (f"{target.split}-{k:05d}-of-{number:05d}.array_record", end - start)
+        Shard(f"{target.split}-{k:05d}-of-{number:05d}.array_record", examples[start:end])
         for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
     ]
 
 
-def _load(example: Example) -> bytes | Skipped:
-    try:
-        image = example.read()
-        identify(image)
-    except Exception as error:  # whatever the disk, the archive or the image has wrong
-        return Skipped(example.name, str(error) or type(error).__name__)
-    return pack(Record(image, example.label, example.name))
+def _plan_digest(shards: Sequence[Shard], listing: Listing, target: Target) -> str:
+    """Of all that decides the bytes of the shards, as far as it is known before reading."""
+    digest = hashlib.sha256(repr((VERSION, listing.classes, target.reencode)).encode())
+    for shard in shards:
+        digest.update(shard.file.encode())
+        for example in shard.examples:
+            digest.update(repr((example.name, example.label, example.size)).encode())
+    return digest.hexdigest()
 
 
-def _write_shard(file: Path, loaded: Iterable[bytes | Skipped], tally: Tally) -> dict[str, Any]:
-    try:
-        num_records = _write_records(ArrayRecordWriter(str(file), WRITER_OPTIONS), loaded, tally)
-    except RuntimeError as error:  # all that the writer raises: no space, no permission
-        raise UserError(f"cannot write {file}: {str(error).splitlines()[0]}") from error
-    return {"file": file.name, "num_records": num_records, "bytes": file.stat().st_size}
-
-
-def _write_records(
-    writer: ArrayRecordWriter, loaded: Iterable[bytes | Skipped], tally: Tally
-) -> int:
-    num_records = num_bytes = 0
-    for item in loaded:
-        if isinstance(item, Skipped):
-            tally.skipped.append(item)
-            continue
-        writer.write(item)
-        tally.digest.update(item)
-        num_records, num_bytes = num_records + 1, num_bytes + len(item)
-    if num_bytes < MIN_FILE_BYTES:  # a filler, after the records that are counted
-        writer.write(bytes(MIN_FILE_BYTES))
-    writer.close()
-    return num_records
-
-
-def _split_entry(shards: list[dict[str, Any]], tally: Tally, target: Target) -> dict[str, Any]:
+def _split_entry(written: Sequence[Written], listing: Listing, target: Target) -> dict[str, Any]:
+    skipped = [item for shard in written for item in shard.skipped]
+    counts = sum((Counter(shard.counts) for shard in written), Counter())
+    # Of the records' hashes: the same for any number of shards, and each shard can be hashed
+    # on its own.
+    digests = "".join(digest for shard in written for digest in shard.digests)
+    shards = [
+        {"file": shard.file, "num_records": shard.num_records, "bytes": shard.bytes}
+        for shard in written
+    ]
+    per_class = [counts[str(label)] for label in range(len(listing.classes))]
     return {
-        "num_examples": sum(shard["num_records"] for shard in shards),
-        "labelled": bool(target.classes),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "fingerprint": tally.digest.hexdigest(),
-        "num_ignored": target.num_ignored,
-        "num_skipped": len(tally.skipped),
-        "skipped": [asdict(item) for item in tally.skipped[:MAX_LISTED_SKIPS]],
+        "num_examples": sum(shard.num_records for shard in written),
+        "labelled": bool(listing.classes),
+        "bytes": sum(shard.bytes for shard in written),
+        "fingerprint": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
+        "examples_per_class": [min(per_class), max(per_class)] if per_class else None,
+        "reencode": asdict(target.reencode) if target.reencode else None,
+        "num_ignored": listing.num_ignored,
+        "num_skipped": len(skipped),
+        "skipped": skipped[:MAX_LISTED_SKIPS],
         "shards": shards,
     }
 
 
-def _write_manifest(root: Path, manifest: dict[str, Any], scratch: Path) -> None:
-    """Last of all, and by a rename: a data set with a dataset.json is complete."""
-    file = scratch / MANIFEST
-    file.write_text(json.dumps(manifest, indent=1) + "\n")
-    os.replace(file, root / MANIFEST)
+def _check_skipped(entry: dict[str, Any], number: int) -> None:
+    if not entry["num_skipped"]:
+        return
+    first = "{name}: {reason}".format(**entry["skipped"][0])
+    if not entry["num_examples"]:
+        raise UserError(f"none of {number} images is usable: {first}")
+    warn(f"{entry['num_skipped']} of {number} images are left out, such as {first}")

@@ -1,48 +1,93 @@
 """Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 R = TypeVar("R")
+Advance = Callable[[int], None]
 
 SECONDS_PER_LINE = 10.0
 
 
+def warn(text: str) -> None:
+    """One line for the user on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def meter(total: int, text: str, done: int = 0) -> AbstractContextManager[Advance]:
+    """Gives a function that is told, from any thread, how many items have been finished more.
+
+    `done` items of `total` are there from the start, and say nothing about the speed.
+    """
+    console = Console(stderr=True)
+    return _bar(console, total, text, done) if console.is_terminal else _lines(total, text, done)
+
+
+@contextmanager
+def _bar(console: Console, total: int, text: str, done: int) -> Iterator[Advance]:
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(text, total=total, completed=done)
+        yield lambda number: bar.advance(task, number)
+
+
+@contextmanager
+def _lines(total: int, text: str, done: int) -> Iterator[Advance]:
+    yield _Lines(total, text, done).advance
+
+
+class _Lines:
+    def __init__(self, total: int, text: str, done: int) -> None:
+        self._total, self._text = total, text
+        self._first = self._done = done
+        self._start = self._printed = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, number: int) -> None:
+        with self._lock:
+            self._done += number
+            now = time.monotonic()
+            if now - self._printed >= SECONDS_PER_LINE:
+                self._printed = now
+                self._print(now - self._start)
+
+    def _print(self, seconds: float) -> None:
+        left = seconds / max(1, self._done - self._first) * (self._total - self._done)
+        counts = f"{self._done:,} of {self._total:,}"
+        print(f"{self._text}: {counts}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
 def progress(items: Iterable[T], total: int, text: str) -> Iterator[T]:
     """Yields `items`, of which there are `total`, and tells on stderr how far it is."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(items, description=text, total=total, console=console)
-    else:
-        yield from _with_lines(items, total, text)
-
-
-def _with_lines(items: Iterable[T], total: int, text: str) -> Iterator[T]:
-    next_line = time.monotonic() + SECONDS_PER_LINE
-    for done, item in enumerate(items):
-        if time.monotonic() >= next_line:
-            print(f"{text}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-            next_line = time.monotonic() + SECONDS_PER_LINE
-        yield item
+    with meter(total, text) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """`map` over threads, in order, that keeps only a few results waiting.
 
-    Executor.map would start on all items at once and hold every result in memory.
+    Executor.map would start on all items at once and hold every result in memory. If a call
+    raises, or the caller stops, what has not begun is not begun.
     """
-    pending: list[Future[R]] = []
     rest = iter(items)
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [pool.submit(function, item) for item in islice(rest, 4 * num_threads)]
-        while pending:
-            yield pending.pop(0).result()
-            pending.extend(pool.submit(function, item) for item in islice(rest, 1))
+        ahead = (pool.submit(function, item) for item in islice(rest, 4 * num_threads))
+        pending: list[Future[R]] = list(ahead)
+        try:
+            while pending:
+                yield pending.pop(0).result()
+                pending.extend(pool.submit(function, item) for item in islice(rest, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -101,13 +101,20 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises UserError if the folder or the file is missing, or is not of this format.
     """
     root = Path(path)
+    if "://" in str(path):
+        raise UserError(f"data folder {path} is not on this machine: mount it, or copy it here")
     if not root.is_dir():
         raise UserError(f"data folder {root} does not exist: make it with `nepa-jax data prepare`")
     file = root / MANIFEST
     if not file.is_file():
         raise UserError(f"{root} has no {MANIFEST}: make one with `nepa-jax data prepare`")
+    return check_manifest(file.read_text(), str(file))
+
+
+def check_manifest(text: str, file: str) -> dict[str, Any]:
+    """A dataset.json as a dict. Raises UserError if it is not of this format."""
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(text)
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): prepare the data again") from error
     found = (manifest.get("format"), manifest.get("version")) if manifest else None

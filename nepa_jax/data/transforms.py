@@ -1,25 +1,21 @@
-"""From a decoded image to the uint8 pixels of one training or evaluation example."""
+"""From decoded pixels to the uint8 pixels of one training or evaluation example."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from nepa_jax.data.augment import POLICIES, random_erase
 from nepa_jax.data.decode import DecodeError
+from nepa_jax.data.resize import RESIZES
 
 Box = tuple[int, int, int, int]
-
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every image. Calling it is a pure function of (image, rng).
+    """What is done to every image. Calling it is a pure function of (pixels, rng).
 
     image_size: (height, width) of the result.
     augment: a key of AUGMENTS.
@@ -27,6 +23,9 @@ class Transform:
     crop_pct: share of the resized short side that `center_crop` keeps.
     interpolation: a key of INTERPOLATIONS; both are antialiased when they shrink.
     flip: mirror left to right, half of the time.
+    decode: a key of RESIZES; `exact` is bit for bit as Pillow's, `fast` nearly.
+    policy: a key of POLICIES, applied after the crop and the flip.
+    erase_prob: the share of the examples of which a rectangle is erased, last of all.
     """
 
     image_size: tuple[int, int]
@@ -35,16 +34,25 @@ class Transform:
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     flip: bool = True
+    decode: str = "exact"
+    policy: str = "none"
+    erase_prob: float = 0.0
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Writes the result for `image` into `out`, uint8 [H, W, C] with C as in the image.
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
+        """Writes the result for `pixels`, uint8 [h, w, C], into `out`, uint8 [H, W, C].
 
         Raises DecodeError if augment is `none` and the image has another size.
         """
-        image = AUGMENTS[self.augment](self, image, rng)
-        pixels = np.asarray(image).reshape(out.shape)
-        mirrored = self.flip and rng.random() < 0.5
-        out[:] = pixels[:, ::-1] if mirrored else pixels
+        pixels = AUGMENTS[self.augment](self, pixels, rng)
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        out[:] = POLICIES[self.policy](pixels, rng)
+        if self.erase_prob:
+            random_erase(out, rng, self.erase_prob)
+
+    def resize(self, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """`pixels` at the size (width, height)."""
+        return RESIZES[self.decode](pixels, size, self.interpolation)
 
 
 def random_resized_crop_box(
@@ -88,22 +96,22 @@ def _below(rng: np.random.Generator, stop: int) -> int:
     return int(rng.random() * stop)
 
 
-def _random_crop(config: Transform, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    left, top, w, h = random_resized_crop_box(*image.size, rng, config.crop_scale)
-    height, width = config.image_size
-    # Crop first: `resize(box=...)` would let the filter read pixels outside of the box.
-    crop = image.crop((left, top, left + w, top + h))
-    return crop.resize((width, height), INTERPOLATIONS[config.interpolation])
+def _random_crop(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    left, top, w, h = random_resized_crop_box(width, height, rng, config.crop_scale)
+    # Crop first: the filter must not see pixels outside of the box.
+    return config.resize(pixels[top : top + h, left : left + w], config.image_size[::-1])
 
 
-def _center_crop(config: Transform, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _center_crop(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = config.image_size
-    resized = _covering_size(image.size, config)
-    if resized != image.size:
-        image = image.resize(resized, INTERPOLATIONS[config.interpolation])
+    size = pixels.shape[1::-1]
+    resized = _covering_size(size, config)
+    if resized != size:
+        pixels = config.resize(pixels, resized)
     left = round((resized[0] - width) / 2)
     top = round((resized[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+    return pixels[top : top + height, left : left + width]
 
 
 def _covering_size(size: tuple[int, int], config: Transform) -> tuple[int, int]:
@@ -115,14 +123,14 @@ def _covering_size(size: tuple[int, int], config: Transform) -> tuple[int, int]:
     return least_w, max(least_h, int(least_w * height / width))
 
 
-def _unchanged(config: Transform, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    height, width = config.image_size
-    if image.size != (width, height):
-        raise DecodeError(f"is {image.height} x {image.width} pixels, not {height} x {width}")
-    return image
+def _unchanged(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    found, wanted = pixels.shape[:2], tuple(config.image_size)
+    if found != wanted:
+        raise DecodeError(f"is {found[0]} x {found[1]} pixels, not {wanted[0]} x {wanted[1]}")
+    return pixels
 
 
-AUGMENTS: dict[str, Callable[[Transform, Image.Image, np.random.Generator], Image.Image]] = {
+AUGMENTS: dict[str, Callable[[Transform, np.ndarray, np.random.Generator], np.ndarray]] = {
     "random_crop": _random_crop,
     "center_crop": _center_crop,
     "none": _unchanged,

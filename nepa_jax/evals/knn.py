@@ -17,6 +17,8 @@ TEMPERATURE = 0.07
 QUERIES = 1024
 BANK = 32768
 
+Pair = tuple[jax.Array, jax.Array]
+
 
 def accuracy(
     train_features: np.ndarray,
@@ -57,7 +59,7 @@ def predict(
 
 
 def _bank(features: np.ndarray, labels: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Unit vectors [tiles, m, D] and labels [tiles, m], which are -1 where there is only padding."""
+    """Unit vectors [tiles, m, D] and labels [tiles, m]; padding has label -1."""
     size = min(BANK, len(features))
     padded = np.full(-(-len(labels) // size) * size, -1, np.int32)
     padded[: len(labels)] = labels
@@ -81,7 +83,7 @@ def _classify(
 ) -> jax.Array:
     """Queries [Q, D] against the bank, one tile after the other -> int32 [Q]."""
 
-    def nearest(best: tuple[jax.Array, jax.Array], tile: tuple[jax.Array, jax.Array]):
+    def nearest(best: Pair, tile: Pair) -> tuple[Pair, None]:
         similarity = jnp.where(tile[1] >= 0, queries @ tile[0].T, -jnp.inf)
         everyone = jnp.broadcast_to(tile[1], similarity.shape)
         joined = jnp.concatenate([best[0], similarity], axis=1)

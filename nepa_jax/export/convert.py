@@ -1,18 +1,28 @@
 """One engine that applies a format's table both ways and reports every name that does not fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flax import nnx
 
 from nepa_jax.errors import UserError
-from nepa_jax.export.tables import Format, Rule
+from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
+from nepa_jax.models.vit import ViTConfig
 from nepa_jax.trees import named_leaves, with_leaves
 
-Arrays = Mapping[str, np.ndarray]
+
+class ArrayLike(Protocol):
+    """An array, or one still on disk: what it holds is read by ``np.asarray``."""
+
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
+
+
+Arrays = Mapping[str, ArrayLike]
 
 
 class Operation(NamedTuple):
@@ -30,22 +40,29 @@ def _restore_transposed(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     return theirs.T.reshape(shape)
 
 
-def operations(patch_size: int) -> dict[str, Operation]:
-    """The closed set. Ours: kernels [in …, out …]; theirs: weights [out, in] with y = x Wᵀ + b.
+def _restore_patches(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(theirs.reshape(-1, shape[-1]), ((1, 0), (0, 0)))
 
-    A patch kernel is [P·P·C, D] here and [D, C, P, P] there.
+
+def operations(patch_size: int) -> dict[str, Operation]:
+    """The closed set. Ours: kernels [in …, out …]; PyTorch's: weights [out, in] with y = x Wᵀ + b.
+
+    A patch kernel is [P·P·C, D] here, [D, C, P, P] in PyTorch and [P, P, C, D] in Flax.
     """
     p = patch_size
     return {
+        "same": Operation(lambda a: a, _restore_reshaped),
         "flat": Operation(lambda a: a.reshape(-1), _restore_reshaped),
         "token": Operation(lambda a: a.reshape(1, 1, -1), _restore_reshaped),
         "table": Operation(lambda a: a[None], _restore_reshaped),
+        "patch_table": Operation(lambda a: a[None, 1:], _restore_patches),
         "linear": Operation(lambda a: a.reshape(a.shape[0], -1).T, _restore_transposed),
         "linear_heads": Operation(lambda a: a.reshape(-1, a.shape[-1]).T, _restore_transposed),
         "conv": Operation(
             lambda a: a.reshape(p, p, -1, a.shape[-1]).transpose(3, 2, 0, 1),
             lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape),
         ),
+        "conv_flax": Operation(lambda a: a.reshape(p, p, -1, a.shape[-1]), _restore_reshaped),
     }
 
 
@@ -57,24 +74,57 @@ class Entry(NamedTuple):
     index: tuple[Any, ...]
     operation: Operation
 
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """Of theirs, from the shape of our whole leaf; allocates nothing."""
+        return self.operation.export(np.broadcast_to(np.float32(0), ours)[self.index]).shape
+
+
+class Misfit(NamedTuple):
+    """An array of another shape than the model's."""
+
+    name: str
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
+
 
 @dataclass
 class Report:
-    """How two sets of names fit; ``misshapen`` holds (name, found shape, expected shape)."""
+    """How two sets of names fit."""
 
-    mapped: list[tuple[str, str]] = field(default_factory=list)
+    mapped: list[tuple[str, str]] = field(default_factory=list)  # (theirs, ours)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    misshapen: list[Misfit] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Every name on both sides found its partner."""
+        return not (self.missing or self.unexpected or self.misshapen)
 
     def require_complete(self, source: str) -> None:
-        """Raises UserError unless every name on both sides found its partner."""
+        """Raises UserError unless complete."""
         problems = [f"missing {name}" for name in self.missing]
         problems += [f"unexpected {name}" for name in self.unexpected]
-        problems += [f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen]
+        self._raise(source, problems + self._shape_problems())
+
+    def require_shapes(self, source: str) -> None:
+        """Raises UserError if an array has another shape: nothing can make that right."""
+        self._raise(source, self._shape_problems())
+
+    def _shape_problems(self) -> list[str]:
+        return [
+            f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen
+        ]
+
+    def _raise(self, source: str, problems: list[str]) -> None:
         if problems:
-            shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+            shown = "; ".join(problems[:8]) + (
+                f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            )
             raise UserError(f"{source} does not fit the model: {shown}")
+
+
+# Ours to theirs
 
 
 def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
@@ -83,13 +133,32 @@ def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
     Raises:
         UserError: the format has no place for one of the parameters.
     """
-    leaves = named_leaves(model)
-    arrays = {
-        entry.theirs: entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
-        for entry in entries(model, table)
-    }
-    arrays |= {name: array for name, array in fixed_positions(model, table).items() if name not in arrays}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return dict(stream_arrays(model, table))
+
+
+def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
+    """The same one array at a time, so that a large model is never in memory twice."""
+    leaves = named_leaves(model) | constants(model, table)
+    if not table.class_position:
+        leaves = fold_class_position(leaves)
+    for entry in entries(model, table):
+        array = entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
+        yield entry.theirs, np.ascontiguousarray(array, np.float32)
+
+
+def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what :func:`stream_arrays` gives, in its order."""
+    shapes = _shapes(model, table)
+    return {entry.theirs: entry.shape(shapes[entry.ours]) for entry in entries(model, table)}
+
+
+def fold_class_position(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the class token's own position to the token: the same sum."""
+    token = np.asarray(leaves["vit/cls_token"]) + np.asarray(leaves["vit/pos_embed"])[0]
+    return {**leaves, "vit/cls_token": token}
+
+
+# Theirs to ours
 
 
 def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str) -> nnx.Module:
@@ -98,47 +167,65 @@ def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str)
     Raises:
         UserError: a name is missing, unexpected or of another shape; ``source`` says where.
     """
+    compare(model, table, arrays).require_complete(source)
+    return fill(model, table, arrays)
+
+
+def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
+    """The model with what the arrays have; a parameter they lack keeps its own value."""
     leaves = named_leaves(model)
-    report = compare(model, table, arrays)
-    report.require_complete(source)
-    ours = {name: np.empty(leaf.shape, np.float32) for name, leaf in leaves.items()}
-    for entry in entries(model, table):
-        target = ours[entry.ours]
-        target[entry.index] = entry.operation.restore(arrays[entry.theirs], target[entry.index].shape)
-    return with_leaves(model, ours)
+    found = [
+        entry for entry in entries(model, table) if entry.theirs in arrays and entry.ours in leaves
+    ]
+    lacking = {entry.ours for entry in entries(model, table) if entry.theirs not in arrays}
+    filled = {
+        name: np.array(leaf) if name in lacking else np.empty(leaf.shape, np.float32)
+        for name, leaf in leaves.items()
+    }
+    for entry in found:
+        target = filled[entry.ours]
+        target[entry.index] = entry.operation.restore(
+            np.asarray(arrays[entry.theirs]), target[entry.index].shape
+        )
+    return with_leaves(model, filled)
 
 
 def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:
-    """Lists which names fit, without converting anything large."""
-    leaves = named_leaves(model)
-    fixed = fixed_positions(model, table)
-    report = Report()
-    wanted = {}
-    for entry in entries(model, table):
-        ours = np.broadcast_to(np.float32(0), leaves[entry.ours].shape)[entry.index]
-        wanted[entry.theirs] = (entry.ours, entry.operation.export(ours).shape)
-    for name, (ours, shape) in wanted.items():
+    """Lists which names fit, without reading any but those that are constants here."""
+    shapes, fixed = _shapes(model, table), constants(model, table)
+    wanted = {entry.theirs: entry for entry in entries(model, table)}
+    report = Report(unexpected=sorted(set(arrays) - set(wanted)))
+    for name, entry in wanted.items():
+        shape = entry.shape(shapes[entry.ours])
         if name not in arrays:
-            report.missing.append(name)
-        elif arrays[name].shape != shape:
-            report.misshapen.append((name, arrays[name].shape, shape))
+            report.missing += [] if entry.ours in fixed else [name]
+        elif tuple(arrays[name].shape) != shape:
+            report.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
+        elif entry.ours in fixed and not _same(
+            arrays[name], entry.operation.export(fixed[entry.ours][entry.index])
+        ):
+            report.unexpected.append(f"{name} (other than the constant this model has there)")
         else:
-            report.mapped.append((name, ours))
-    for name in set(arrays) - set(wanted):
-        if name not in fixed or not np.allclose(arrays[name], fixed[name], atol=1e-5):
-            report.unexpected.append(name)
+            report.mapped.append((name, entry.ours))
     return report
 
 
+def _same(found: ArrayLike, expected: np.ndarray) -> bool:
+    return np.allclose(np.asarray(found), expected, atol=1e-5)
+
+
+# Both ways
+
+
 def entries(model: nnx.Module, table: Format) -> list[Entry]:
-    """Every array of theirs that this model's parameters become.
+    """Every array of theirs that this model's parameters and constants become.
 
     Raises:
-        UserError: a parameter has no rule.
+        UserError: one of them has no rule.
     """
-    leaves = named_leaves(model)
+    shapes = _shapes(model, table)
     rules = {rule.ours: rule for rule in table.rules}
-    homeless = sorted(set(leaves) - set(rules))
+    homeless = sorted(set(shapes) - set(rules))
     if homeless:
         raise UserError(
             f"format {table.name!r} has no place for {', '.join(homeless)}; choose another format"
@@ -146,8 +233,8 @@ def entries(model: nnx.Module, table: Format) -> list[Entry]:
     known = operations(model.vit.config.patch_size)
     return [
         Entry(theirs, name, index, known[rules[name].operation])
-        for name, leaf in leaves.items()
-        for theirs, index in _slices(rules[name].theirs, leaf.shape, table.qkv)
+        for name, shape in shapes.items()
+        for theirs, index in _slices(rules[name].theirs, shape, table.qkv)
     ]
 
 
@@ -158,18 +245,48 @@ def _slices(
     layers = range(shape[0]) if "{layer}" in theirs else [slice(None)]
     parts = enumerate(qkv) if "{qkv}" in theirs else [(slice(None), "")]
     return [
-        (theirs.format(layer=layer, qkv=name), (layer, ..., part, slice(None), slice(None)) if name else (layer,))
+        (
+            theirs.format(layer=layer, qkv=name),
+            (layer, ..., part, slice(None), slice(None)) if name else (layer,),
+        )
         for part, name in parts
         for layer in layers
     ]
 
 
-def fixed_positions(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
-    """Their constant position tables, [1, 1 + N, D] with a zero row for the class token."""
-    tables = {}
-    for name, owner in table.positions:
-        module = getattr(model, owner, None)
-        if module is not None and (owner == "decoder" or module.config.posemb == "sincos"):
-            positions = sincos_table(model.vit.config.grid, module.config.embed_dim)
-            tables[name] = np.pad(positions, ((1, 0), (0, 0)))[None]
-    return tables
+def _shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(leaf.shape)
+        for name, leaf in (named_leaves(model) | constants(model, table)).items()
+    }
+
+
+def constants(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
+    """What is no parameter here but an array there: fixed positions, q/k-norms left plain."""
+    written_out = table.full_qk_norms and model.vit.config.qk_norm
+    return fixed_positions(model) | (plain_norms(model.vit.config) if written_out else {})
+
+
+def fixed_positions(model: nnx.Module) -> dict[str, np.ndarray]:
+    """The sine-cosine tables [1 + N, D] of a model, with a zero row for the class token."""
+    owners = {"vit": model.vit} if model.vit.config.posemb == "sincos" else {}
+    if hasattr(model, "decoder"):
+        owners["decoder"] = model.decoder
+    grid = model.vit.config.grid
+    return {
+        f"{name}/pos_embed": np.pad(sincos_table(grid, owner.config.embed_dim), ((1, 0), (0, 0)))
+        for name, owner in owners.items()
+    }
+
+
+def plain_norms(config: ViTConfig) -> dict[str, np.ndarray]:
+    """What our q/k-norms lack, [depth, head_dim] each, at the values that change nothing."""
+    shape, attention = (config.depth, config.head_dim), "vit/blocks/attn"
+    plain = {
+        f"{attention}/{norm}/bias": np.zeros(shape, np.float32) for norm in ("q_norm", "k_norm")
+    }
+    if not config.qk_norm_affine:
+        plain |= {
+            f"{attention}/{norm}/scale": np.ones(shape, np.float32) for norm in ("q_norm", "k_norm")
+        }
+    return plain

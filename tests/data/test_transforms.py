@@ -9,8 +9,9 @@ from nepa_jax.data.transforms import Transform, random_resized_crop_box
 
 
 def apply(transform, image, seed=0):
-    out = np.zeros((*transform.image_size, len(image.getbands())), np.uint8)
-    transform(image, np.random.default_rng(seed), out)
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    out = np.zeros((*transform.image_size, pixels.shape[2]), np.uint8)
+    transform(pixels, np.random.default_rng(seed), out)
     return out
 
 
@@ -20,7 +21,7 @@ def test_random_boxes_are_inside_and_in_bounds(size):
     rng = np.random.default_rng(0)
     for _ in range(200):
         left, top, w, h = random_resized_crop_box(width, height, rng, (0.2, 1.0))
-        assert 0 <= left and left + w <= width and 0 <= top and top + h <= height
+        assert left >= 0 and left + w <= width and top >= 0 and top + h <= height
         assert w > 0 and h > 0
 
 

@@ -1,0 +1,226 @@
+"""Writes a trained model as the folder that another library expects."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.checkpoint import Trained, load_trained
+from nepa_jax.config import to_json
+from nepa_jax.errors import UserError
+from nepa_jax.export import encoder, files
+from nepa_jax.export.card import model_card
+from nepa_jax.export.configs import export_config
+from nepa_jax.export.convert import Report, array_shapes, entries, stream_arrays
+from nepa_jax.export.resize import resize_model
+from nepa_jax.export.sources import PROVENANCE, known_format
+from nepa_jax.export.tables import Format
+from nepa_jax.metrics import read_metrics
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.trees import named_leaves, with_leaves
+
+MAX_PART_BYTES = 5 * 10**9
+TORCH_MODEL = Path(__file__).parent / "torch_model"
+SHIPPED = ("configuration_nepa.py", "modeling_nepa.py")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and under which names."""
+
+    out: str
+    format: str
+    files: list[str]
+    names: Report
+    provenance: Mapping[str, str]
+
+
+def export(
+    workdir: str,
+    name: str,
+    out: str,
+    *,
+    ema: bool = False,
+    encoder_only: bool = False,
+    image_size: int | None = None,
+    max_part_bytes: int = MAX_PART_BYTES,
+) -> ExportReport:
+    """Writes the newest weights of a run in another library's format.
+
+    The folder appears whole or not at all; an earlier export there is replaced.
+
+    Args:
+        workdir: of a run with at least one checkpoint.
+        name: the format.
+        out: the folder to write.
+        ema: the averaged weights instead of the raw ones.
+        encoder_only: leave out decoder and head.
+        image_size: resample position tables for square images of this side, px.
+        max_part_bytes: larger safetensors files are split, with an index file.
+
+    Raises:
+        UserError: no such format or weights, a model that the format cannot hold, or an ``out``
+            that holds something else.
+    """
+    table = known_format(name)
+    check_replaceable(Path(out))
+    trained = load_trained(workdir, ema=ema)
+    model, config = trained.model, trained.provenance.config
+    if encoder_only and config.objective.name != encoder.NAME:
+        model, config = encoder_alone(model, config)
+    if image_size is not None:
+        model, config = resize_model(model, config, image_size, table.resampling)
+    theirs = export_config(config, name)
+    provenance = describe_origin(trained, config, name, ema)
+    written = _write_whole(Path(out), lambda folder: _write_folder(
+        folder, model, table, config, theirs, provenance, workdir, max_part_bytes))  # fmt: skip
+    return ExportReport(out, name, written, names_of(model, table), provenance)
+
+
+def names_of(model: nnx.Module, table: Format) -> Report:
+    """Every name pair of an export; nothing can be missing in one."""
+    return Report(mapped=[(entry.theirs, entry.ours) for entry in entries(model, table)])
+
+
+def encoder_alone(model: nnx.Module, config: ConfigDict) -> tuple[nnx.Module, ConfigDict]:
+    """The ViT of a model without decoder or head, and its config."""
+    alone = encoder.encoder_config(config)
+    objective = load_objective(alone.objective.name)
+    shapes = nnx.eval_shape(lambda: objective.init_model(alone, nnx.Rngs(0)))
+    return with_leaves(shapes, named_leaves(model)), alone
+
+
+def describe_origin(trained: Trained, config: ConfigDict, name: str, ema: bool) -> dict[str, str]:
+    """What goes into the header of the weights: all text, as safetensors wants it."""
+    saved = trained.provenance
+    return {
+        "format": "pt",  # what Transformers looks for
+        "nepa_jax.format": name,
+        "nepa_jax.step": str(trained.step),
+        "nepa_jax.weights": "ema" if ema else "raw",
+        "nepa_jax.versions": json.dumps(dict(saved.versions), sort_keys=True),
+        "nepa_jax.fingerprint": saved.fingerprint,
+        "nepa_jax.config": to_json(saved.config),
+        "nepa_jax.model_config": to_json(config),
+    }
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises UserError if ``out`` holds anything but an earlier export."""
+    if (
+        out.exists()
+        and not (out / PROVENANCE).is_file()
+        and (not out.is_dir() or any(out.iterdir()))
+    ):
+        raise UserError(f"--out={out}: holds other files; give a new folder")
+
+
+def _write_whole(out: Path, write: Any) -> list[str]:
+    """Fills a folder beside ``out`` and puts it in place; returns the names in it."""
+    fresh = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        fresh.mkdir(parents=True)
+        write(fresh)
+        if out.exists():
+            shutil.rmtree(out)
+        fresh.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"--out={out}: cannot be written ({error.strerror}); give another folder"
+        ) from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return sorted(path.name for path in out.iterdir())
+
+
+def _write_folder(
+    folder: Path, model: nnx.Module, table: Format, config: ConfigDict, theirs: dict[str, Any],
+    provenance: Mapping[str, str], workdir: str, max_part_bytes: int,
+) -> None:  # fmt: skip
+    shapes, stream = array_shapes(model, table), stream_arrays(model, table)
+    if table.name == "big_vision":
+        files.write_npz(folder / files.NPZ, stream)
+    else:
+        files.write_safetensors(folder, shapes, stream, provenance, max_part_bytes)
+    for name, content in side_files(table.name, config, theirs).items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
+    if table.name == "nepa":
+        for name in SHIPPED:
+            shutil.copyfile(TORCH_MODEL / name, folder / name)
+    (folder / "README.md").write_text(
+        model_card(table.name, config, provenance, last_metrics(workdir))
+    )
+
+
+def side_files(name: str, config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
+    """The config and preprocessing files of a format, as JSON values."""
+    if name in ("mae", "big_vision"):
+        return {}
+    if name in ("timm", "timm_eva"):
+        return {"config.json": timm_config(config, theirs)}
+    auto = {"auto_map": AUTO_MAP} if name == "nepa" else {}
+    settings = {**auto, **theirs, "dtype": "float32"}
+    return {"config.json": settings, "preprocessor_config.json": image_processor(config)}
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_nepa.ViTNepaConfig",
+    "AutoModel": "modeling_nepa.ViTNepaModel",
+    "AutoModelForPreTraining": "modeling_nepa.ViTNepaForPreTraining",
+    "AutoModelForImageClassification": "modeling_nepa.ViTNepaForImageClassification",
+}
+
+
+def timm_config(config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
+    """What ``timm.create_model("local-dir:FOLDER")`` reads."""
+    arguments = {k: v for k, v in theirs.items() if k not in ("architectures", "num_classes")}
+    height, width = config.model.image_size
+    return {
+        "architecture": theirs["architectures"][0],
+        "num_classes": theirs["num_classes"],
+        "num_features": config.model.embed_dim,
+        "global_pool": theirs["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [config.model.in_channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": config.data.interpolation,
+            "crop_pct": 1.0,
+            "mean": list(config.model.pixel_mean),
+            "std": list(config.model.pixel_std),
+            "num_classes": theirs["num_classes"],
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "unknown",
+        },
+    }
+
+
+def image_processor(config: ConfigDict) -> dict[str, Any]:
+    """Settings of Transformers' ViT image processor."""
+    height, width = config.model.image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": {"bilinear": 2, "bicubic": 3}[config.data.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.model.pixel_mean),
+        "image_std": list(config.model.pixel_std),
+    }
+
+
+def last_metrics(workdir: str) -> dict[str, float]:
+    """The last line of a run's metrics.jsonl, {} if it has none."""
+    lines = read_metrics(workdir)
+    return lines[-1] if lines else {}

@@ -1,0 +1,107 @@
+"""From other libraries' weights to a workdir that fine-tuning and evaluation start from."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.config import to_json
+from nepa_jax.errors import UserError
+from nepa_jax.export.convert import Report, compare, fill
+from nepa_jax.export.sources import Source, open_source
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.step import TrainState
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was imported, from where to where."""
+
+    source: str
+    format: str
+    workdir: str
+    names: Report
+    config: ConfigDict
+
+
+def import_checkpoint(
+    path: str,
+    name: str,
+    workdir: str,
+    *,
+    config: ConfigDict | None = None,
+    allow_partial: bool = False,
+) -> ImportReport:
+    """Writes ``WORKDIR/checkpoints/0`` with the weights of a file or folder, and ``config.json``.
+
+    The checkpoint holds weights alone, without optimizer state or average.
+
+    Args:
+        path: a folder with weights and config, or a .safetensors, .npz or .pth file.
+        name: the format.
+        workdir: must not hold checkpoints yet.
+        config: a resolved run config, instead of what the files say.
+        allow_partial: give missing parameters fresh values and ignore unexpected ones.
+
+    Raises:
+        UserError: the files are damaged, or names or shapes do not fit.
+    """
+    if (Path(workdir) / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir}: holds checkpoints already; give a new folder")
+    source = open_source(path, name, config)
+    model, names = read_model(source, allow_partial)
+    _save(source, model, workdir)
+    return ImportReport(str(source.path), name, workdir, names, source.config)
+
+
+def read_model(source: Source, allow_partial: bool = False) -> tuple[nnx.Module, Report]:
+    """Our model with a source's weights, as NumPy arrays, and how the names fit.
+
+    Raises:
+        UserError: a name is missing or unexpected (unless allowed), or of another shape.
+    """
+    objective = load_objective(source.config.objective.name)
+    shapes = nnx.eval_shape(lambda: objective.init_model(source.config, nnx.Rngs(0)))
+    names = compare(shapes, source.format, source.arrays)
+    if not allow_partial:
+        names.require_complete(str(source.path))
+    names.require_shapes(str(source.path))
+    if names.missing:
+        shapes = jax.jit(lambda: objective.init_model(source.config, nnx.Rngs(0)))()
+    return fill(shapes, source.format, source.arrays), names
+
+
+def _save(source: Source, model: nnx.Module, workdir: str) -> None:
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        Path(workdir, "config.json").write_text(to_json(source.config))
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); give another folder"
+        ) from None
+    fingerprint = source.metadata.get("nepa_jax.fingerprint", "")
+    provenance = Provenance.of(source.config, fingerprint)
+    origin = {"imported_from": source.path.name, "imported_format": source.format.name}
+    provenance = Provenance(provenance.config, fingerprint, {**provenance.versions, **origin})
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, weights_alone(model), provenance)
+        checkpoints.wait()
+
+
+def weights_alone(model: nnx.Module) -> TrainState:
+    """A state without optimizer, which would take two to three times the memory of the weights."""
+    zero = np.zeros((), np.int32)
+    return TrainState(
+        step=zero,
+        model=model,
+        opt_state=(),
+        ema=None,
+        extra=None,
+        skipped=zero,
+        skipped_in_a_row=zero,
+    )

@@ -1,0 +1,117 @@
+"""Does an exported model give the same numbers in PyTorch as the trained one here?"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from nepa_jax.errors import UserError
+from nepa_jax.export.sources import open_source
+from nepa_jax.load import Loaded, load
+
+LARGEST_DIFFERENCE = 1e-4
+# What each format runs in.
+LIBRARIES = {
+    "nepa": "transformers", "vit_mae": "transformers", "vit": "transformers",
+    "mae": "timm", "timm": "timm", "timm_eva": "timm", "big_vision": "timm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The largest difference of each hidden state, in float32."""
+
+    format: str
+    library: str
+    differences: dict[str, float]
+
+    @property
+    def largest(self) -> float:
+        return max(self.differences.values())
+
+    @property
+    def equal(self) -> bool:
+        """Also False for NaN."""
+        return self.largest <= LARGEST_DIFFERENCE
+
+    def require_equal(self) -> None:
+        """Raises UserError unless every layer agrees."""
+        if not self.equal:
+            name = max(self.differences, key=lambda key: self.differences[key])
+            raise UserError(
+                f"--check: {name} differs by {self.largest:.2e} in {self.library}, more than "
+                f"{LARGEST_DIFFERENCE:.0e}; the export must not be used"
+            )
+
+
+def check(out: str, workdir: str | None = None, num_images: int = 2) -> ParityReport:
+    """Runs an exported folder in its library, and our model, on the same random images.
+
+    Args:
+        out: the exported folder.
+        workdir: of the run it was exported from; None (for a resampled position table, which the
+            run does not have): our model with the folder's own weights.
+        num_images: how many.
+
+    Raises:
+        UserError: PyTorch or the library is not installed.
+    """
+    source = open_source(out)
+    name, config = source.format.name, source.config
+    run = _runner(name)
+    ours = (
+        load(out)
+        if workdir is None
+        else load(workdir, ema=source.metadata.get("nepa_jax.weights") == "ema")
+    )
+    height, width = config.model.image_size
+    shape = (num_images, height, width, config.model.in_channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    theirs = run(Path(out), name, config, normalised(images, config.model))
+    states = our_states(ours, images)
+    differences = {
+        layer: float(np.max(np.abs(states[layer] - state)))
+        for layer, state in theirs.items()
+        if layer in states
+    }
+    return ParityReport(name, LIBRARIES[name], differences)
+
+
+def _runner(name: str):  # noqa: ANN202
+    library = LIBRARIES[name]
+    try:
+        __import__(library)
+        from nepa_jax.export.torch_model.run import hidden_states
+    except ImportError as error:
+        raise UserError(
+            f"--check: format {name!r} runs in {library}, and {error.name} is not installed; "
+            f"pip install torch {library}"
+        ) from None
+    return hidden_states
+
+
+def normalised(images: np.ndarray, model) -> np.ndarray:  # noqa: ANN001
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W]."""
+    mean, std = np.float32(model.pixel_mean), np.float32(model.pixel_std)
+    return np.ascontiguousarray(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+
+
+def our_states(loaded: Loaded, images: np.ndarray) -> dict[str, np.ndarray]:
+    """``embedding``, ``layer 1`` … and ``norm`` of our model in float32, each [B, 1 + N, D]."""
+    objective = loaded.config.objective
+    causal = objective.name.endswith(".nepa") or bool(objective.get("causal", False))
+    states = np.asarray(_states(loaded.model, images, causal))
+    named = {f"layer {index}": state for index, state in enumerate(states)}
+    named["embedding"] = named.pop("layer 0")
+    if loaded.model.vit.config.final_norm:
+        named["norm"] = np.asarray(loaded.model.vit.norm(states[-1]))
+    return named
+
+
+@partial(jax.jit, static_argnames="causal")
+def _states(model: nnx.Module, images: jax.Array, causal: bool) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return model.vit.hidden_states(images, causal=causal)

@@ -1,0 +1,1 @@
+"""What needs PyTorch: the model shipped in exported folders, and what reads and runs files."""

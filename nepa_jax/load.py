@@ -1,0 +1,68 @@
+"""Trained weights in one line of Python: ``load(path).encode(images)``."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nepa_jax.checkpoint import load_trained
+from nepa_jax.export.importing import read_model
+from nepa_jax.export.sources import open_source
+from nepa_jax.objectives.base import Features, Objective, load_objective
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, what it was trained to do, and the config of its run."""
+
+    model: nnx.Module
+    objective: Objective
+    config: ConfigDict
+
+    def encode(self, images: np.ndarray, layer: int | None = -1) -> Features:
+        """Features of a batch.
+
+        Args:
+            images: uint8 [B, H, W, C], sides multiples of the patch size.
+            layer: 0 is the embedding, -1 the last (normed), None all.
+
+        Returns:
+            float32 NumPy arrays ``patches`` [B, N, D], ``cls`` [B, D] or None, and ``grid``.
+
+        Raises:
+            UserError: the layer does not exist.
+        """
+        patches, cls = _encode(self.objective, self.model, np.asarray(images), layer)
+        side = self.model.vit.config.patch_size
+        grid = images.shape[1] // side, images.shape[2] // side
+        return Features(np.asarray(patches), None if cls is None else np.asarray(cls), grid)
+
+
+@partial(jax.jit, static_argnames=("objective", "layer"))
+def _encode(
+    objective: Objective, model: nnx.Module, images: jax.Array, layer: int | None
+) -> tuple[jax.Array, jax.Array | None]:
+    features = objective.encode(model, images, layer)
+    return features.patches, features.cls
+
+
+def load(path: str, *, ema: bool = False) -> Loaded:
+    """Opens a workdir, an exported folder, or another library's folder of a known format.
+
+    Args:
+        path: the folder.
+        ema: the averaged weights of a workdir; a folder holds one kind alone.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit.
+    """
+    if (Path(path) / "checkpoints").is_dir():
+        trained = load_trained(path, ema=ema)
+        return Loaded(trained.model, trained.objective, trained.provenance.config)
+    source = open_source(path)
+    model, _ = read_model(source)
+    return Loaded(model, load_objective(source.config.objective.name), source.config)

@@ -1,0 +1,122 @@
+"""Models with random parameters in every place, as workdirs that exports start from."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.config import base_config
+from nepa_jax.export.importing import weights_alone
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.trees import named_leaves, with_leaves
+
+NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)
+OBJECTIVES = {
+    "nepa": dict(name="nepa_jax.objectives.nepa", include_cls=True),
+    "mae": dict(
+        name="nepa_jax.objectives.mae", mask_ratio=0.75, norm_pix_loss=True,
+        decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+    ),
+}  # fmt: skip
+SUPERVISED = "nepa_jax.objectives.supervised"
+HEADS = {
+    "cls": dict(name=SUPERVISED, num_classes=5, pool="cls", causal=False),
+    "mean": dict(name=SUPERVISED, num_classes=5, pool="mean", causal=False),
+}
+# Model: the method it starts from, changes of its model section, another objective.
+VARIANTS = {
+    "nepa": ("nepa", NEPA, None),
+    "nepa_affine": ("nepa", NEPA | dict(qk_norm_affine=True), None),
+    "nepa_paper": ("nepa", NEPA | dict(mlp="swiglu", mlp_ratio=2.5, posemb="learned"), None),
+    "nepa_class": ("nepa", NEPA, HEADS["mean"]),
+    "mae": ("mae", {}, None),
+    "vit_cls": ("mae", dict(posemb="learned"), HEADS["cls"]),
+    "vit_mean": ("mae", dict(final_norm=False), HEADS["mean"]),
+}
+
+
+def make_config(variant):
+    """Two layers of width 16 on 12 px images."""
+    method, changes, objective = VARIANTS[variant]
+    config = base_config()
+    config.objective = objective or OBJECTIVES[method]
+    with config.ignore_type():
+        config.model.update(image_size=(12, 12), patch_size=2, embed_dim=16, depth=2, num_heads=2)
+        config.model.update(posemb="sincos" if method == "mae" else "none")
+        config.model.rope_base = None if method == "mae" else 100.0
+        config.model.update(changes)
+        config.run.dtype = "float32"
+    return config
+
+
+def make_model(config, seed=0):
+    objective = load_objective(config.objective.name)
+    shapes = nnx.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
+    rng = np.random.default_rng(seed)
+    leaves = {
+        k: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
+        for k, leaf in named_leaves(shapes).items()
+    }
+    return with_leaves(shapes, leaves)
+
+
+def assert_same(ours, theirs):
+    ours, theirs = named_leaves(ours), named_leaves(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    """The helpers above, for test modules."""
+    return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """A function from a variant's name to a workdir with a checkpoint of step 7."""
+    made = {}
+
+    def make(variant):
+        if variant not in made:
+            folder = tmp_path_factory.mktemp(variant)
+            config = make_config(variant)
+            with Checkpoints(str(folder)) as checkpoints:
+                checkpoints.save(
+                    7, weights_alone(make_model(config)), Provenance.of(config, "abc" * 9)
+                )
+                checkpoints.wait()
+            (folder / "metrics.jsonl").write_text('{"step": 7, "train/loss": 0.25}\n')
+            made[variant] = str(folder)
+        return made[variant]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, with torchvision importable where its wheel is the one built for CUDA.
+
+    That one declares operators of libraries that are not there; timm and Transformers import it.
+    """
+    package = pytest.importorskip("torch")
+    library = package.library.Library("torchvision", "DEF")
+    while missing := missing_operator():
+        library.define(f"{missing}(Tensor x) -> Tensor")
+        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    yield package
+
+
+def missing_operator():
+    """The operator that importing torchvision asks for in vain, or None."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return None
+    except RuntimeError as error:
+        return re.search(r"operator torchvision::(\w+) does not exist", str(error))[1]

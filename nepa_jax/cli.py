@@ -1,50 +1,52 @@
-"""The command line: verbs and their options. The work is done elsewhere."""
+"""The command line: verbs and their options. The work is done elsewhere.
+
+Imports stand inside the verbs, so that --help and mistakes are answered without loading jax.
+"""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nepa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb. Exit code 0: done; 2: the input is wrong; 1: anything else."""
-    parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = make_parser().parse_known_args(argv)
     try:
-        args.overrides = parse_overrides(rest) if getattr(args, "takes_config", False) else no_more(rest)
+        args.overrides = parse_overrides(rest, allowed=hasattr(args, "config"))
         args.run(args)
     except UserError as error:
         print(f"nepa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("nepa-jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print("nepa-jax: interrupted", file=sys.stderr)
         sys.exit(1)
 
 
-def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
+def parse_overrides(rest: Sequence[str], allowed: bool) -> dict[str, str]:
     """``--config.a.b=v`` or ``--config.a.b v`` as ``{"a.b": "v"}``.
 
     Raises:
-        UserError: an argument is none of these.
+        UserError: an argument is none of these, or the verb takes no config.
     """
     overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         key, equals, value = word.partition("=")
-        if not key.startswith("--config."):
-            raise UserError(f"argument {word!r} is unknown; see --help")
+        if not allowed or not key.startswith("--config."):
+            raise UserError(f"argument {word!r} is unknown; `nepa-jax VERB --help` lists those there are")
         overrides[key.removeprefix("--config.")] = value if equals else next(words, "")
     return overrides
 
 
-def no_more(rest: Sequence[str]) -> dict[str, str]:
-    if rest:
-        raise UserError(f"argument {rest[0]!r} is unknown; see --help")
-    return {}
-
-
-def load_run_config(args: argparse.Namespace):  # noqa: ANN201
+def load_run_config(args: argparse.Namespace) -> "ConfigDict":
+    """The recipe with the command line's overrides."""
     from nepa_jax.config import apply_overrides, load_config
 
     config = load_config(args.config)
@@ -52,32 +54,154 @@ def load_run_config(args: argparse.Namespace):  # noqa: ANN201
     return config
 
 
-def run_pretrain(args: argparse.Namespace) -> None:
+# Verbs
+
+
+def pretrain(args: argparse.Namespace) -> None:
     config = load_run_config(args)
     from nepa_jax.train import pretrain
 
     pretrain(config, args.workdir)
-    print(f"done: checkpoints and metrics.jsonl are in {args.workdir}")
+    print(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
+    print(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+
+
+def demo(args: argparse.Namespace) -> None:
+    from nepa_jax.demo import demo
+
+    demo(args.workdir)
+
+
+def data_prepare(args: argparse.Namespace) -> None:
+    from nepa_jax.data.prepare import prepare
+
+    entry = prepare(args.source, args.out, args.split, args.shards)
+    print(
+        f"done: {entry['num_examples']:,} images, {entry['bytes'] / 1e6:,.1f} MB, "
+        f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
+    )
+    for skipped in entry["skipped"]:
+        print(f"  left out {skipped['name']}: {skipped['reason']}")
+    print(f"next: nepa-jax data inspect {args.out}")
+
+
+def data_inspect(args: argparse.Namespace) -> None:
+    from nepa_jax.data.inspect import inspect
+
+    found = inspect(args.path)
+    if args.json:
+        print(json.dumps(found))
+        return
+    classes = found.pop("classes")
+    print(json.dumps(found, indent=2))
+    print(f"classes: {', '.join(classes[:10])}{' …' if len(classes) > 10 else ''}")
+
+
+def data_verify(args: argparse.Namespace) -> None:
+    from nepa_jax.data.inspect import verify
+
+    bad = verify(args.path)
+    if args.json:
+        print(json.dumps({split: [str(record) for record in records] for split, records in bad.items()}))
+    else:
+        for split, records in bad.items():
+            print(f"{split}: {len(records)} bad records")
+            print("\n".join(f"  {record}" for record in records), end="\n" if records else "")
+    sys.exit(1 if any(bad.values()) else 0)
+
+
+def eval_knn(args: argparse.Namespace) -> None:
+    from nepa_jax.evals.run import knn_of_layers
+
+    found = knn_of_layers(args.checkpoint, args.data, args.layer, ema=args.ema)
+    print(json.dumps(found) if args.json else found)
+
+
+def export(args: argparse.Namespace) -> None:
+    from nepa_jax.export.folder import export
+
+    export(args.workdir, args.format, args.out, ema=args.ema)
+
+
+def bench(args: argparse.Namespace) -> None:
+    config = load_run_config(args)
+    from nepa_jax.bench import BENCHMARKS
+
+    result = BENCHMARKS[args.what](config)
+    if args.json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result))
+    for name, value in result.items():
+        print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+
+
+# Parsers
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """All verbs; a verb with ``--config`` takes ``--config.KEY=VALUE`` too."""
     parser = argparse.ArgumentParser(
         prog="nepa-jax", description="Self-supervised pretraining of vision transformers in JAX."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "pretrain", run_pretrain, "pretrain a model; the same command resumes",
-                    "nepa-jax pretrain --config=configs/nepa.py:S/16 --config.data.path=DIR --workdir=W")
+
+    verb = add(verbs, "demo", demo, "the whole path on small real data, in about three minutes", "--workdir=runs/demo")
+    verb.add_argument("--workdir", default="runs/demo", help="folder for everything it makes")
+
+    data = verbs.add_parser("data", help="prepare, inspect and verify data sets")
+    data = data.add_subparsers(required=True, metavar="WHAT")
+    verb = add(data, "prepare", data_prepare, "write images as shuffled record shards", "photos.zip --out=data/photos")
+    verb.add_argument("source", help="class folders, or a zip or tar of them")
+    verb.add_argument("--out", required=True, help="folder for the shards")
+    verb.add_argument("--split", default="train")
+    verb.add_argument("--shards", type=int, help="number of shards (default: by size)")
+    verb = add(data, "inspect", data_inspect, "show what a data set holds", "data/photos")
+    verb.add_argument("path")
+    verb.add_argument("--json", action="store_true")
+    verb = add(data, "verify", data_verify, "read and decode every record", "data/photos")
+    verb.add_argument("path")
+    verb.add_argument("--json", action="store_true")
+
+    verb = add(verbs, "pretrain", pretrain, "pretrain a model; the same command resumes",
+               "--config=configs/nepa.py:S/16 --config.data.path=DIR --workdir=W")  # fmt: skip
     add_config(verb)
     verb.add_argument("--workdir", required=True, help="folder for checkpoints and metrics")
+
+    evals = verbs.add_parser("eval", help="score frozen features")
+    evals = evals.add_subparsers(required=True, metavar="WHAT")
+    verb = add(evals, "knn", eval_knn, "k-nearest-neighbour accuracy", "--checkpoint=W --data=DIR --layer=all")
+    verb.add_argument("--checkpoint", required=True, help="workdir of a pretraining run")
+    verb.add_argument("--data", required=True, help="a data set with splits train and test or val")
+    verb.add_argument("--layer", default="-1", help="a layer's number, or all")
+    verb.add_argument("--ema", action="store_true", help="the averaged weights")
+    verb.add_argument("--json", action="store_true")
+
+    verb = add(verbs, "export", export, "write weights for PyTorch libraries", "W --format=nepa --out=DIR")
+    verb.add_argument("workdir", help="workdir of a pretraining run")
+    verb.add_argument("--format", required=True)
+    verb.add_argument("--out", required=True, help="folder for the exported files")
+    verb.add_argument("--ema", action="store_true", help="the averaged weights")
+
+    verb = add(verbs, "bench", bench, "measure the step, the input pipeline, or both together",
+               "step --config=configs/nepa.py:S/16 --config.data.batch_size=16")  # fmt: skip
+    verb.add_argument("what", choices=("step", "data", "e2e"))
+    add_config(verb)
+    verb.add_argument("--json", action="store_true")
     return parser
 
 
-def add_verb(verbs, name, run, summary, example):
-    verb = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False)
+def add(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """One verb with its summary and an example."""
+    verb = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    verb.epilog = f"example: {verb.prog} {example}"
     verb.set_defaults(run=run)
     return verb
 
 
-def add_config(verb):
-    verb.add_argument("--config", required=True, help="FILE.py[:argument]; --config.KEY=VALUE overrides a key")
-    verb.set_defaults(takes_config=True)
+def add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config", required=True, help="FILE.py[:argument]; --config.KEY=VALUE overrides a key"
+    )

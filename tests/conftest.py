@@ -1,9 +1,27 @@
-"""Shared by all tests: eight devices on the CPU, and the folder of test helpers."""
+"""Shared by all tests: eight devices on the CPU, quick compiles, small real records."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+
+# Before jax is imported, and for the processes that tests start. Unoptimised code compiles in a
+# third of the time; the cache serves programs that several tests share.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+sys.path.insert(0, str(TESTS))
+
+import pytest  # noqa: E402
+import small  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Forty labelled 16 px images as prepared records."""
+    return small.write_dataset(tmp_path_factory.mktemp("data") / "set", seed=0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from nepa_jax.config import image_size
 from nepa_jax.models import posemb, rope
 from nepa_jax.models.layers import TOKEN_INIT, BlockConfig, layer_norm, linear, run_blocks, stack_blocks
 
@@ -44,7 +45,7 @@ class ViTConfig(BlockConfig):
 def vit_config(config: ConfigDict) -> ViTConfig:
     """The architecture of a resolved run config."""
     values = {f.name: config.model[f.name] for f in fields(ViTConfig) if f.name in config.model}
-    values["image_size"] = tuple(config.model.image_size)
+    values["image_size"] = image_size(config)
     return ViTConfig(**values, dtype=config.run.dtype, remat=config.run.remat)
 
 

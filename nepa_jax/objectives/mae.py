@@ -29,6 +29,27 @@ class MAE(nnx.Module):
         self.norm_pix_loss = norm_pix_loss
 
 
+def problems(config: ConfigDict) -> list[str]:
+    """What is wrong with this objective's part of a config."""
+    objective, found = config.objective, []
+    width, heads = objective.decoder_embed_dim, objective.decoder_num_heads
+    if not 0 < objective.mask_ratio < 1:
+        found.append(
+            f"objective.mask_ratio = {objective.mask_ratio}: must lie between 0 and 1; try 0.75"
+        )
+    elif num_kept(vit_config(config).num_patches, objective.mask_ratio) < 1:
+        found.append(
+            f"objective.mask_ratio = {objective.mask_ratio}: keeps none of "
+            f"{vit_config(config).num_patches} patches; try 0.75"
+        )
+    if width % 4 or heads < 1 or width % heads:
+        found.append(
+            f"objective.decoder_num_heads = {heads}: must divide objective.decoder_embed_dim = "
+            f"{width}, a multiple of 4; try decoder_embed_dim=512, decoder_num_heads=16"
+        )
+    return found
+
+
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> MAE:
     vit, decoder = _configs(config)
     return MAE(

@@ -1,0 +1,140 @@
+"""Measures the compiled step, the loader, and both together in the real loop."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from nepa_jax import config as configs
+from nepa_jax.data.loader import Loader
+from nepa_jax.flops import mfu
+from nepa_jax.hooks import MetricsHook, skip_guard
+from nepa_jax.mesh import make_mesh, put_batch
+from nepa_jax.metrics import Throughput
+from nepa_jax.objectives.base import Batch, load_objective
+from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
+from nepa_jax.train import loader_config, train
+
+Result = dict[str, float | int | str]
+ROUNDS = 5
+SECONDS_PER_ROUND = 2.0
+
+
+class FixedBatches:
+    """One batch of noise, already on the devices: all that a step needs and no data."""
+
+    def __init__(self, config: ConfigDict):
+        shape = (config.data.batch_size, *config.model.image_size, config.model.in_channels)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        self._batch = put_batch({"image": images}, make_mesh(config))
+
+    def batch(self, step: int) -> Batch:
+        return self._batch
+
+
+def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
+    """Resolved config, a fresh state, the compiled update and the seconds it took to compile."""
+    objective = load_objective(config.objective.name)
+    config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
+    mesh = make_mesh(config)
+    lowered = make_update(config, objective).lower(
+        abstract_state(config, objective, mesh), FixedBatches(config).batch(0)
+    )
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    return config, create_state(config, objective, mesh), compiled, time.perf_counter() - began
+
+
+def bench_step(config: ConfigDict) -> Result:
+    """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU."""
+    config, state, update, compile_s = _prepared(config)
+    batch = FixedBatches(config).batch(0)
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        steps, elapsed, state = _run_bare(update, state, batch)
+        seconds.append(elapsed / steps)
+    step_s = statistics.median(seconds[1:])
+    flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
+    share = mfu(flops / step_s, jax.devices()[0].device_kind, jax.device_count())
+    return {
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "compile_s": compile_s,
+        "step_s": step_s,
+        "images_per_s": config.data.batch_size / step_s,
+        "model_tflops_per_s": flops / step_s / 1e12,
+        "mfu": "peak of this device not known" if share is None else share,
+        "peak_memory_gib": update.memory_analysis().peak_memory_in_bytes / 2**30,
+    }
+
+
+def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, float, TrainState]:
+    """Steps one after the other for a while, waiting only at the end: steps, seconds, state."""
+    steps, began = 0, time.perf_counter()
+    while steps == 0 or time.perf_counter() - began < SECONDS_PER_ROUND:
+        state, metrics = update(state, batch)
+        if steps >= 1:
+            jax.block_until_ready(previous)
+        previous, steps = metrics, steps + 1
+    jax.block_until_ready(metrics)
+    return steps, time.perf_counter() - began, state
+
+
+def bench_data(config: ConfigDict) -> Result:
+    """The loader alone: median images per second of this host, after a first batch."""
+    with Loader(loader_config(config)) as loader:
+        began = time.perf_counter()
+        loader.batch(0)
+        first_s = time.perf_counter() - began
+        rates, step = [], 1
+        for _ in range(ROUNDS):
+            began, images = time.perf_counter(), 0
+            while time.perf_counter() - began < SECONDS_PER_ROUND:
+                images += len(loader.batch(step)["image"])
+                step += 1
+            rates.append(images / (time.perf_counter() - began))
+        return {"first_batch_s": first_s, "images_per_s": statistics.median(rates)}
+
+
+def bench_e2e(config: ConfigDict) -> Result:
+    """The real loop against the bare step, in alternation: what loop and input pipeline cost.
+
+    ``loop_overhead`` is the loop's step time on a fixed batch over the bare step's, less one;
+    ``data_overhead`` the same for the loop fed by the loader.
+    """
+    resolved, state, update, _ = _prepared(config)
+    fixed = FixedBatches(resolved)
+    with ExitStack() as stack:
+        loops: dict[str, Any] = {"loop": fixed}
+        if config.data.path:
+            from nepa_jax.train import DeviceBatches
+
+            loader = stack.enter_context(Loader(loader_config(config)))
+            loops["data"] = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
+        steps, _, state = _run_bare(update, state, fixed.batch(0))
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *loops)}
+        start = 0
+        for _ in range(ROUNDS):
+            done, elapsed, state = _run_bare(update, state, fixed.batch(0))
+            seconds["bare"].append(elapsed / done)
+            for name, batches in loops.items():
+                began = time.perf_counter()
+                hook = MetricsHook(10, Throughput(1, 0.0, lambda: 0.0), skip_guard(10, lambda _: np.zeros(0)), lambda *_: None)
+                state = train(state, update, batches, [hook], start, start + steps)
+                hook.close()
+                seconds[name].append((time.perf_counter() - began) / steps)
+            start += steps
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    overheads = {f"{name}_overhead": medians[name] / medians["bare"] - 1 for name in loops}
+    return {f"{name}_step_s": value for name, value in medians.items()} | overheads
+
+
+BENCHMARKS: dict[str, Callable[[ConfigDict], Result]] = {
+    "step": bench_step,
+    "data": bench_data,
+    "e2e": bench_e2e,
+}

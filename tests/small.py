@@ -1,0 +1,61 @@
+"""Runs small enough for tests: the real recipes, shrunk by overrides, on records made here."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from nepa_jax.config import apply_overrides, load_config, resolve
+from nepa_jax.data.prepare import prepare_arrays
+
+SHRUNK = {
+    "model.image_size": "16", "model.embed_dim": "32", "model.depth": "2", "model.num_heads": "2",
+    "data.batch_size": "8", "data.num_threads": "1", "optim.ema_decay": "0.9", "schedule.total_steps": "6",
+    "schedule.warmup_steps": "2", "log.every_steps": "1", "checkpoint.every_steps": "2", "run.dtype": "float32",
+}  # fmt: skip
+DECODER = {
+    "objective.decoder_embed_dim": "16", "objective.decoder_depth": "1", "objective.decoder_num_heads": "2",
+}  # fmt: skip
+RECIPES = {"nepa": "configs/nepa.py:Ti/4", "mae": "configs/mae.py:Ti/4"}
+
+
+def overrides(method: str, path: str, **more: str) -> dict[str, str]:
+    """What makes a recipe small, and the data it reads; keyword names have ``__`` for dots."""
+    keys = SHRUNK | (DECODER if method == "mae" else {}) | {"data.path": path}
+    return keys | {key.replace("__", "."): value for key, value in more.items()}
+
+
+def arguments(method: str, path: str, **more: str) -> list[str]:
+    """The same for the command line."""
+    keys = overrides(method, path, **more)
+    return [f"--config={RECIPES[method]}", *(f"--config.{k}={v}" for k, v in keys.items())]
+
+
+def config(method: str, path: str = "unused", **more: str) -> ConfigDict:
+    """A small run's config, not resolved."""
+    run = load_config(RECIPES[method])
+    apply_overrides(run, overrides(method, path, **more))
+    return run
+
+
+def resolved(method: str, **more: str) -> ConfigDict:
+    return resolve(config(method, **more), num_examples=40, platform="cpu")
+
+
+def images(count: int, seed: int = 0, side: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_dataset(folder: Path, seed: int, count: int = 40) -> str:
+    """Labelled images of noise as prepared records; returns the folder."""
+    examples = [(png(pixels), i % 4, f"{i}.png") for i, pixels in enumerate(images(count, seed))]
+    prepare_arrays(examples, str(folder), classes=("a", "b", "c", "d"))
+    return str(folder)

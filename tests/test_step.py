@@ -1,0 +1,119 @@
+"""The update: accumulation, skipping, averaging, and the same numbers on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+from nepa_jax.mesh import make_mesh, put_batch
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.step import create_state, make_update
+from nepa_jax.trees import named_leaves
+
+
+def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):
+    """A few steps on all devices; final state and the metrics of each step."""
+    config = small.resolved(method, data__batch_size=str(batch_size), **changes)
+    objective = load_objective(config.objective.name)
+    mesh = make_mesh(config)
+    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    history = []
+    for step in range(steps):
+        state, metrics = update(state, put_batch({"image": small.images(batch_size, seed=step)}, mesh))
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+
+
+def assert_close(a, b, rtol: float) -> None:
+    a, b = leaves(a), leaves(b)
+    for name, value in a.items():
+        scale = max(np.abs(value).max(), 1e-6)
+        np.testing.assert_allclose(b[name] / scale, value / scale, atol=rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["nepa", "mae"])
+def test_accumulation_gives_the_same_step_as_the_whole_batch(method):
+    """Masks and coordinates too: an image's draws do not depend on its microbatch."""
+    _, whole = run(method, batch_size=16)
+    _, parts = run(method, batch_size=16, optim__accum_steps="2")
+    for one, two in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+        np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["nepa", "mae"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(method):
+    config = small.resolved(method)
+    objective = load_objective(config.objective.name)
+    mesh = make_mesh(config)
+    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    batch = put_batch({"image": small.images(8)}, mesh)
+    state, _ = update(state, batch)
+    before = leaves((state.model, state.opt_state, state.ema))
+    poisoned = put_batch({"image": np.full((8, 16, 16, 3), np.nan, np.float32)}, mesh)
+    for count in (1, 2):
+        state, metrics = update(state, poisoned)
+        assert not np.isfinite(metrics["loss"])
+        assert int(metrics["skipped_in_a_row"]) == count
+    after = leaves((state.model, state.opt_state, state.ema))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    state, metrics = update(state, batch)
+    assert int(metrics["skipped_steps"]) == 2 and int(metrics["skipped_in_a_row"]) == 0
+    assert int(state.step) == 4
+
+
+def test_the_average_follows_the_model():
+    config = small.resolved("nepa", optim__ema_decay="0.75", optim__lr="1e-2", optim__base_lr="none")
+    objective = load_objective(config.objective.name)
+    mesh = make_mesh(config)
+    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    average = leaves(state.model)
+    for seed in range(3):
+        state, _ = update(state, put_batch({"image": small.images(8, seed)}, mesh))
+        average = {name: 0.75 * old + 0.25 * leaves(state.model)[name] for name, old in average.items()}
+    assert_close(average, leaves(state.ema), rtol=1e-5)
+
+
+def test_the_state_is_a_function_of_the_seed():
+    config = small.resolved("nepa")
+    objective, mesh = load_objective(config.objective.name), make_mesh(config)
+    first, second = (leaves(create_state(config, objective, mesh)) for _ in range(2))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    other = leaves(create_state(small.resolved("nepa", run__seed="7"), objective, mesh))
+    assert not np.array_equal(first["model/vit/patch_embed/kernel"], other["model/vit/patch_embed/kernel"])
+
+
+@pytest.mark.parametrize("remat", ["names", "dots", "full"])
+def test_rematerialisation_changes_no_result(remat):
+    _, plain = run("mae")
+    _, saved = run("mae", run__remat=remat)
+    np.testing.assert_allclose(saved[-1]["loss"], plain[-1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(saved[-1]["grad_norm"], plain[-1]["grad_norm"], rtol=1e-4)
+
+
+def test_drop_path_drops_whole_branches_and_only_in_training():
+    config = small.resolved("nepa", model__drop_path_rate="0.5", model__layer_scale_init="1.0")
+    objective = load_objective(config.objective.name)
+    model = objective.init_model(config, nnx.Rngs(0))
+    batch = {"image": jnp.asarray(small.images(8)), "row": jnp.arange(8)}
+    losses = [float(objective.loss(model, batch, jax.random.key(seed))[0]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    a, b = (objective.encode(model, batch["image"]).patches for _ in range(2))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["nepa", "mae"])
+def test_bfloat16_products_keep_float32_state_and_follow_float32(method):
+    state, low = run(method, run__dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.model, state.opt_state, state.ema))} <= {
+        np.dtype("float32"),
+        np.dtype("int32"),
+    }
+    _, full = run(method)
+    np.testing.assert_allclose(low[0]["loss"], full[0]["loss"], atol=0.02)

@@ -1,0 +1,154 @@
+"""The loop: a run is the same run however often it is killed, and a new objective never touches it."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from nepa_jax.checkpoint import Checkpoints, state_items
+from nepa_jax.errors import UserError
+from nepa_jax.metrics import read_metrics
+from nepa_jax.mesh import make_mesh
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.step import abstract_state
+from nepa_jax.train import pretrain
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "nepa_jax", *arguments]
+
+
+def final_arrays(method: str, workdir: Path, step: int, **changes: str) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint: parameters, optimizer state, average, counters."""
+    config = small.resolved(method, **changes)
+    state = abstract_state(config, load_objective(config.objective.name), make_mesh(config))
+    with Checkpoints(str(workdir)) as checkpoints:
+        restored = checkpoints.restore(step, state)
+    items = state_items(restored)
+    return {f"{item}/{name}": np.asarray(leaf) for item, leaves in items.items() for name, leaf in leaves.items()}
+
+
+def assert_bitwise_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys() and any("/mu/" in name for name in a)
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one(dataset, tmp_path):
+    steps = dict(schedule__total_steps="40", checkpoint__every_steps="3")
+    changes = dict(data__path=dataset, **steps)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    pretrain(small.config("nepa", dataset, **steps), str(calm))
+    arguments = command("pretrain", *small.arguments("nepa", dataset, **steps), f"--workdir={killed}")
+    chance = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        seen = chance.randrange(4, 10)
+        for line in process.stdout:
+            seen -= line.startswith("step ")
+            if seen == 0:
+                break
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "resuming at step" in done.stdout
+    assert_bitwise_equal(final_arrays("nepa", calm, 40, **changes), final_arrays("nepa", killed, 40, **changes))
+    calm_log, killed_log = read_metrics(calm), read_metrics(killed)
+    assert [row["step"] for row in killed_log] == list(range(1, 41))
+    assert [row["train/loss"] for row in killed_log] == [row["train/loss"] for row in calm_log]
+
+
+def test_metrics_hold_what_is_promised(dataset, tmp_path):
+    pretrain(small.config("mae", dataset), str(tmp_path))
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    promised = {
+        "train/loss", "train/grad_norm", "train/lr", "train/loss_mean_patch", "train/skipped_steps",
+        "perf/images_per_s", "time/step_s", "time/data_wait_s",
+    }  # fmt: skip
+    assert promised <= rows[-1].keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["schedule"]["total_steps"] == 6
+
+
+def test_a_run_can_be_made_longer_and_says_so(dataset, tmp_path, capsys):
+    pretrain(small.config("nepa", dataset), str(tmp_path))
+    pretrain(small.config("nepa", dataset, schedule__total_steps="8"), str(tmp_path))
+    assert "resuming at step 6, with schedule.total_steps: 6 -> 8" in capsys.readouterr().out
+    assert read_metrics(tmp_path)[-1]["step"] == 8
+
+
+def test_a_workdir_of_another_run_is_refused(dataset, tmp_path):
+    pretrain(small.config("nepa", dataset), str(tmp_path))
+    for change in (dict(model__depth="3"), dict(run__seed="5"), dict(data__batch_size="16")):
+        with pytest.raises(UserError, match="holds another run"):
+            pretrain(small.config("nepa", dataset, **change), str(tmp_path))
+
+
+def test_a_changed_data_set_is_refused_unless_accepted(dataset, tmp_path):
+    other = small.write_dataset(tmp_path / "other", seed=1)
+    workdir = str(tmp_path / "run")
+    pretrain(small.config("nepa", dataset), workdir)
+    with pytest.raises(UserError, match="fingerprint"):
+        pretrain(small.config("nepa", other, schedule__total_steps="7"), workdir)
+    accepted = dict(schedule__total_steps="7", run__allow_data_change="true")
+    pretrain(small.config("nepa", other, **accepted), workdir)
+
+
+TOY = '''
+"""Predict the mean colour of an image from its patches."""
+import jax, jax.numpy as jnp
+from flax import nnx
+from nepa_jax.objectives.base import Description, Features
+
+class Toy(nnx.Module):
+    def __init__(self, rngs):
+        self.map = nnx.Linear(3, 3, rngs=rngs)
+
+def init_model(config, rngs):
+    return Toy(rngs)
+
+def loss(model, batch, key):
+    images = batch["image"].astype(jnp.float32) / 255
+    error = model.map(images[:, ::4, ::4]) - images.mean((1, 2), keepdims=True)
+    return jnp.mean(error ** 2), {"noise": jax.random.uniform(key)}
+
+def encode(model, images, layer=-1):
+    return Features(model.map(images.astype(jnp.float32)).reshape(len(images), -1, 3), None, images.shape[1:3])
+
+def describe(config):
+    return Description(tokens=16, parameters=12, flops=6.0 * 16 * 9)
+
+def init_extra(model):
+    return {"teacher": jax.tree.map(jnp.zeros_like, model)}
+
+def after_update(extra, model, step):
+    return {"teacher": jax.tree.map(lambda t, m: 0.5 * t + 0.5 * m, extra["teacher"], model)}
+'''
+
+
+def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(dataset, tmp_path, monkeypatch):
+    (tmp_path / "toy_objective.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = small.config("nepa", dataset, schedule__total_steps="30", optim__base_lr="1.0")
+    config.objective.name = "toy_objective"
+    state = pretrain(config, str(tmp_path / "run"))
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    assert float(jax.numpy.abs(state.extra["teacher"].map.kernel[...]).sum()) > 0
+
+
+def test_an_objective_that_does_not_exist_is_one_clear_line(dataset, tmp_path):
+    with pytest.raises(UserError, match="no such module"):
+        pretrain(small.config("nepa", dataset, objective__name="nepa_jax.objectives.nope"), str(tmp_path))
+    with pytest.raises(UserError, match="lacks init_model"):
+        pretrain(small.config("nepa", dataset, objective__name="json"), str(tmp_path))

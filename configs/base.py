@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
         crop_scale=(0.2, 1.0),
         interpolation="bicubic",  # or "bilinear"
         flip=True,
+        decode="exact",  # as Pillow, bit for bit; or "fast", 1.5 times the speed at 49 dB
         num_workers=0,  # processes per host
         num_threads=0,  # decoding threads per process; 0: one per core
         read_ahead=4,  # batches

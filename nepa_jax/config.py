@@ -190,6 +190,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.init": ("normal", "xavier"),
     "data.augment": ("random_crop", "center_crop", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
+    "data.decode": ("exact", "fast"),
     "run.dtype": ("auto", "float32", "bfloat16"),
     "run.remat": ("none", "names", "dots", "full"),
 }

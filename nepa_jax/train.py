@@ -24,23 +24,28 @@ from nepa_jax.objectives.base import Batch, Objective, load_objective
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 
-def pretrain(config: ConfigDict, workdir: str) -> TrainState:
+def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> TrainState:
     """Runs a config to its last step, from the newest checkpoint in ``workdir`` if there is one.
 
     Args:
         config: as a recipe gives it, overrides applied, units not yet resolved.
         workdir: gets ``config.json``, ``metrics.jsonl`` and ``checkpoints/``.
+        stop_step: stop early, at a checkpoint of this step, without changing the schedule.
 
     Raises:
         UserError: a mistake in the config, the data set or the workdir, before any compilation.
     """
     with ExitStack() as stack:
         run = set_up(config, workdir, stack)
+        stop = min(run.config.schedule.total_steps, stop_step or run.config.schedule.total_steps)
         state = run.initial_state()
+        if run.start_step >= stop:
+            say(f"nothing to do: step {run.start_step} of {stop} is reached")
+            return state
         update = run.compiled_update()
         data = stack.enter_context(DeviceBatches(run.loader, run.mesh))
-        hooks = stack.enter_context(run.hooks(data, run.start_step))
-        return train(state, update, data, hooks, run.start_step, run.config.schedule.total_steps)
+        hooks = stack.enter_context(run.hooks(data, stop))
+        return train(state, update, data, hooks, run.start_step, stop)
 
 
 def train(
@@ -126,16 +131,16 @@ class Run:
         return batch
 
     @contextmanager
-    def hooks(self, data: DeviceBatches, start_step: int) -> Iterator[list[Hook]]:
+    def hooks(self, data: DeviceBatches, stop: int) -> Iterator[list[Hook]]:
         """Logging, guarding and saving; closed in order when the run ends well."""
-        config, total = self.config, self.config.schedule.total_steps
+        config = self.config
         flops = self.objective.describe(config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
-        report = Report(self._writers(start_step), start_step, total)
+        report = Report(self._writers(), self.start_step, config.schedule.total_steps)
         guard = skip_guard(config.run.max_skipped_steps, self.loader.indices)
         hooks = [
             MetricsHook(config.log.every_steps, throughput, guard, report),
-            CheckpointHook(config.checkpoint.every_steps, total, self.checkpoints, self.provenance),
+            CheckpointHook(config.checkpoint.every_steps, stop, self.checkpoints, self.provenance),
         ]
         try:
             yield hooks
@@ -144,12 +149,12 @@ class Run:
         finally:
             report.close()
 
-    def _writers(self, start_step: int) -> list[Writer]:
+    def _writers(self) -> list[Writer]:
         if jax.process_index() != 0:
             return []
-        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start_step)]
+        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", self.start_step)]
         if self.config.log.tensorboard:
-            writers.append(TensorBoardWriter(self.workdir / "tensorboard", start_step))
+            writers.append(TensorBoardWriter(self.workdir / "tensorboard", self.start_step))
         return writers
 
 
@@ -158,6 +163,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     objective = load_objective(config.objective.name)
     configs.validate(config, getattr(objective, "problems", None))
     folder = writable_folder(workdir)
+    keep_compiled_programs(folder)
     loader = stack.enter_context(Loader(loader_config(config), jax.process_index(), jax.process_count()))
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
     mesh = make_mesh(resolved)
@@ -188,6 +194,7 @@ def loader_config(config: ConfigDict) -> LoaderConfig:
         num_threads=data.num_threads or os.cpu_count() or 1,
         read_ahead=data.read_ahead,
         max_bad_rate=data.max_bad_rate,
+        decode=data.decode,
     )
 
 
@@ -206,6 +213,12 @@ def writable_folder(workdir: str) -> Path:
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another folder") from None
     return folder
+
+
+def keep_compiled_programs(folder: Path) -> None:
+    """Caches compiled steps in the workdir, so that a resumed run starts at once."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compilation_cache"))
 
 
 def announce(run: Run) -> None:

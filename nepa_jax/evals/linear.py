@@ -1,11 +1,14 @@
 """Logistic regression on frozen features."""
 
+import warnings
+
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 60
 
 
 def accuracy(
@@ -25,7 +28,7 @@ def predict(
     """Classifies by multinomial logistic regression on standardised features.
 
     The protocol: every dimension to mean 0 and variance 1 over the training set; scikit-learn's
-    L-BFGS with its default penalty (L2, C = 1), 200 iterations at most, full batch, no
+    L-BFGS with its default penalty (L2, C = 1), 60 iterations at most, full batch, no
     augmentation, nothing tuned. For sets that fit in memory.
 
     Args:
@@ -36,4 +39,7 @@ def predict(
         int [n].
     """
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
-    return classifier.fit(train_features, train_labels).predict(features)
+    with warnings.catch_warnings():  # stopping at the limit is part of the protocol
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.fit(train_features, train_labels)
+    return classifier.predict(features)

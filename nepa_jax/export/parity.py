@@ -10,7 +10,7 @@ from flax import nnx
 
 from nepa_jax.errors import UserError
 from nepa_jax.export.sources import open_source
-from nepa_jax.load import Loaded, load
+from nepa_jax.loading import Loaded, load
 
 LARGEST_DIFFERENCE = 1e-4
 # What each format runs in.

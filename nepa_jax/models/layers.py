@@ -154,7 +154,7 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(config.embed_dim, config.norm_eps, rngs)
         self.mlp = Mlp(config, rngs)
         if config.layer_scale_init is not None:
-            scale = jnp.full(config.embed_dim, config.layer_scale_init)
+            scale = jnp.full(config.embed_dim, config.layer_scale_init, jnp.float32)
             self.layer_scale1 = nnx.Param(scale, axes=("norm",))
             self.layer_scale2 = nnx.Param(scale, axes=("norm",))
         self.config = config

@@ -15,7 +15,7 @@ from nepa_jax.export import files
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
-from nepa_jax.load import load
+from nepa_jax.loading import load
 
 WAYS = [
     ("nepa", "nepa", False), ("nepa", "nepa_paper", False), ("nepa", "nepa_class", False),

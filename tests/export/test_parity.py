@@ -9,7 +9,7 @@ from nepa_jax.export import parity
 from nepa_jax.export.folder import export
 from nepa_jax.export.report import print_parity
 from nepa_jax.export.resize import resample
-from nepa_jax.load import load
+from nepa_jax.loading import load
 from nepa_jax.objectives import mae
 
 TRANSFORMERS = [

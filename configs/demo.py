@@ -1,0 +1,62 @@
+"""Small NEPA and MAE models on crops of photographs: the demo, made for two CPU cores.
+
+    nepa-jax demo
+    nepa-jax pretrain --config=configs/demo.py:nepa --config.data.path=DIR --workdir=W
+
+The argument is the method: nepa (default) or mae. The images are those of nepa_jax.photographs.
+"""
+
+from ml_collections import ConfigDict
+
+from nepa_jax.config import base_config
+from nepa_jax.errors import UserError
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    recipes = {"": nepa, "nepa": nepa, "mae": mae}
+    if arg not in recipes:
+        raise UserError(f"config argument {arg!r}: give nepa or mae")
+    config = base_config()
+    config.model.update(
+        image_size=32,
+        patch_size=8,  # 16 tokens; with 4 px a step of NEPA takes four times as long
+        embed_dim=96,
+        depth=3,
+        num_heads=3,
+        pixel_mean=(0.5,) * 3,  # the crops' own
+        pixel_std=(0.19,) * 3,
+    )
+    config.data.update(batch_size=64, augment="none", flip=True)
+    with config.ignore_type():
+        config.optim.lr = 2e-3
+        config.optim.clip_norm = 1.0
+    config.log.every_steps = 20
+    config.checkpoint.every_steps = 200
+    recipes[arg](config)
+    return config
+
+
+def nepa(config: ConfigDict) -> None:
+    """The released recipe's parts (configs/nepa.py) at a size and length for minutes."""
+    config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=True)
+    config.model.update(norm_eps=1e-12, qk_norm=True)
+    with config.ignore_type():
+        config.model.rope_base = 100.0
+        # The released 1e-5 lets blocks in slowly, over 500,000 steps. This run is over by then.
+        config.model.layer_scale_init = 1.0
+        config.optim.ema_decay = 0.99  # averages the last hundred steps, not the last 10,000
+        config.schedule = dict(total_steps=800.0, warmup_steps=60.0, final_lr=0.0)
+
+
+def mae(config: ConfigDict) -> None:
+    """The released recipe's parts (configs/mae.py) with a small decoder and fewer removed patches."""
+    config.objective = dict(
+        name="nepa_jax.objectives.mae",
+        mask_ratio=0.6,  # 75 % of 16 patches would leave four
+        norm_pix_loss=True,
+        decoder_embed_dim=48,
+        decoder_depth=1,
+        decoder_num_heads=2,
+    )
+    config.model.posemb = "sincos"
+    config.schedule = dict(total_steps=1000.0, warmup_steps=60.0, final_lr=0.0)

@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
         image_size=32,
         patch_size=8,  # 16 tokens; with 4 px a step of NEPA takes four times as long
         embed_dim=96,
-        depth=3,
+        depth=4,
         num_heads=3,
         pixel_mean=(0.5,) * 3,  # the crops' own
         pixel_std=(0.19,) * 3,
@@ -45,7 +45,7 @@ def nepa(config: ConfigDict) -> None:
         # The released 1e-5 lets blocks in slowly, over 500,000 steps. This run is over by then.
         config.model.layer_scale_init = 1.0
         config.optim.ema_decay = 0.99  # averages the last hundred steps, not the last 10,000
-        config.schedule = dict(total_steps=800.0, warmup_steps=60.0, final_lr=0.0)
+        config.schedule = dict(total_steps=700.0, warmup_steps=60.0, final_lr=0.0)
 
 
 def mae(config: ConfigDict) -> None:
@@ -59,4 +59,4 @@ def mae(config: ConfigDict) -> None:
         decoder_num_heads=2,
     )
     config.model.posemb = "sincos"
-    config.schedule = dict(total_steps=1000.0, warmup_steps=60.0, final_lr=0.0)
+    config.schedule = dict(total_steps=700.0, warmup_steps=60.0, final_lr=0.0)

@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,12 +12,12 @@ from ml_collections import ConfigDict
 from nepa_jax import config as configs
 from nepa_jax.data.loader import Loader
 from nepa_jax.flops import mfu
-from nepa_jax.hooks import MetricsHook, skip_guard
+from nepa_jax.hooks import MetricsHook
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
-from nepa_jax.train import loader_config, train
+from nepa_jax.train import DeviceBatches, loader_config, train
 
 Result = dict[str, float | int | str]
 ROUNDS = 5
@@ -75,29 +74,20 @@ def bench_step(config: ConfigDict) -> Result:
 def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, float, TrainState]:
     """Steps one after the other for a while, waiting only at the end: steps, seconds, state."""
     steps, began = 0, time.perf_counter()
+    previous = None
     while steps == 0 or time.perf_counter() - began < SECONDS_PER_ROUND:
         state, metrics = update(state, batch)
-        if steps >= 1:
-            jax.block_until_ready(previous)
+        jax.block_until_ready(previous)
         previous, steps = metrics, steps + 1
-    jax.block_until_ready(metrics)
+    jax.block_until_ready(previous)
     return steps, time.perf_counter() - began, state
 
 
-def bench_data(config: ConfigDict) -> Result:
-    """The loader alone: median images per second of this host, after a first batch."""
-    with Loader(loader_config(config)) as loader:
-        began = time.perf_counter()
-        loader.batch(0)
-        first_s = time.perf_counter() - began
-        rates, step = [], 1
-        for _ in range(ROUNDS):
-            began, images = time.perf_counter(), 0
-            while time.perf_counter() - began < SECONDS_PER_ROUND:
-                images += len(loader.batch(step)["image"])
-                step += 1
-            rates.append(images / (time.perf_counter() - began))
-        return {"first_batch_s": first_s, "images_per_s": statistics.median(rates)}
+def bench_data(config: ConfigDict, against_torch: bool) -> dict[str, Any]:
+    """The input pipeline by itself; see nepa_jax.bench_data."""
+    from nepa_jax.bench_data import bench_data
+
+    return bench_data(loader_config(config), against_torch)
 
 
 def bench_e2e(config: ConfigDict) -> Result:
@@ -109,32 +99,30 @@ def bench_e2e(config: ConfigDict) -> Result:
     resolved, state, update, _ = _prepared(config)
     fixed = FixedBatches(resolved)
     with ExitStack() as stack:
-        loops: dict[str, Any] = {"loop": fixed}
+        feeds: dict[str, Any] = {"loop": fixed}
         if config.data.path:
-            from nepa_jax.train import DeviceBatches
-
             loader = stack.enter_context(Loader(loader_config(config)))
-            loops["data"] = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
+            feeds["data"] = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
         steps, _, state = _run_bare(update, state, fixed.batch(0))
-        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *loops)}
-        start = 0
-        for _ in range(ROUNDS):
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *feeds)}
+        for start in range(0, ROUNDS * steps, steps):
             done, elapsed, state = _run_bare(update, state, fixed.batch(0))
             seconds["bare"].append(elapsed / done)
-            for name, batches in loops.items():
-                began = time.perf_counter()
-                hook = MetricsHook(10, Throughput(1, 0.0, lambda: 0.0), skip_guard(10, lambda _: np.zeros(0)), lambda *_: None)
-                state = train(state, update, batches, [hook], start, start + steps)
-                hook.close()
-                seconds[name].append((time.perf_counter() - began) / steps)
-            start += steps
+            for name, feed in feeds.items():
+                elapsed, state = _run_loop(update, state, feed, range(start, start + steps))
+                seconds[name].append(elapsed / steps)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    overheads = {f"{name}_overhead": medians[name] / medians["bare"] - 1 for name in loops}
+    overheads = {f"{name}_overhead": medians[name] / medians["bare"] - 1 for name in feeds}
     return {f"{name}_step_s": value for name, value in medians.items()} | overheads
 
 
-BENCHMARKS: dict[str, Callable[[ConfigDict], Result]] = {
-    "step": bench_step,
-    "data": bench_data,
-    "e2e": bench_e2e,
-}
+def _run_loop(
+    update: Update, state: TrainState, feed: Any, steps: range
+) -> tuple[float, TrainState]:
+    """The training loop with its metrics hook, reporting to nowhere: seconds, state."""
+    throughput = Throughput(1, 0.0, lambda: 0.0)
+    hook = MetricsHook(10, throughput, lambda step, scalars: None, lambda step, scalars: None)
+    began = time.perf_counter()
+    state = train(state, update, feed, [hook], steps.start, steps.stop)
+    hook.close()
+    return time.perf_counter() - began, state

@@ -34,11 +34,17 @@ class Provenance:
 
     @classmethod
     def of(cls, config: ConfigDict, fingerprint: str) -> "Provenance":
-        versions = {"nepa_jax": nepa_jax.__version__, "jax": jax.__version__, "orbax": ocp.__version__}
+        versions = {
+            "nepa_jax": nepa_jax.__version__,
+            "jax": jax.__version__,
+            "orbax": ocp.__version__,
+        }
         return cls(config, fingerprint, versions)
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(config=to_json(self.config), fingerprint=self.fingerprint, versions=dict(self.versions))
+        return dict(
+            config=to_json(self.config), fingerprint=self.fingerprint, versions=dict(self.versions)
+        )
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Provenance":
@@ -82,7 +88,9 @@ class Checkpoints:
         """Starts to save in the background; returns once the state may be changed."""
         if step in self._manager.all_steps():
             return
-        items = {item: ocp.args.StandardSave(nest(leaves)) for item, leaves in state_items(state).items()}
+        items = {
+            item: ocp.args.StandardSave(nest(leaves)) for item, leaves in state_items(state).items()
+        }
         meta = ocp.args.JsonSave(provenance.to_dict())
         self._manager.save(step, args=ocp.args.Composite(**items, meta=meta), force=True)
 
@@ -141,7 +149,10 @@ class Checkpoints:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -170,7 +181,9 @@ def load_trained(workdir: str, *, ema: bool) -> Trained:
         provenance = checkpoints.provenance(step)
         config = provenance.config
         if ema and config.optim.ema_decay is None:
-            raise UserError(f"{workdir}: this run kept no average (optim.ema_decay = none); leave out --ema")
+            raise UserError(
+                f"{workdir}: this run kept no average (optim.ema_decay = none); leave out --ema"
+            )
         objective = load_objective(config.objective.name)
         shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -40,7 +40,9 @@ def parse_overrides(rest: Sequence[str], allowed: bool) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not allowed or not key.startswith("--config."):
-            raise UserError(f"argument {word!r} is unknown; `nepa-jax VERB --help` lists those there are")
+            raise UserError(
+                f"argument {word!r} is unknown; `nepa-jax VERB --help` lists those there are"
+            )
         overrides[key.removeprefix("--config.")] = value if equals else next(words, "")
     return overrides
 
@@ -75,7 +77,9 @@ def demo(args: argparse.Namespace) -> None:
 def data_prepare(args: argparse.Namespace) -> None:
     from nepa_jax.data.prepare import prepare
 
-    entry = prepare(args.source, args.out, args.split, args.shards)
+    entry = prepare(
+        args.source, args.out, args.split, args.shards, labels=args.labels, reencode=args.reencode
+    )
     print(
         f"done: {entry['num_examples']:,} images, {entry['bytes'] / 1e6:,.1f} MB, "
         f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
@@ -102,7 +106,11 @@ def data_verify(args: argparse.Namespace) -> None:
 
     bad = verify(args.path)
     if args.json:
-        print(json.dumps({split: [str(record) for record in records] for split, records in bad.items()}))
+        print(
+            json.dumps(
+                {split: [str(record) for record in records] for split, records in bad.items()}
+            )
+        )
     else:
         for split, records in bad.items():
             print(f"{split}: {len(records)} bad records")
@@ -110,30 +118,63 @@ def data_verify(args: argparse.Namespace) -> None:
     sys.exit(1 if any(bad.values()) else 0)
 
 
-def eval_knn(args: argparse.Namespace) -> None:
-    from nepa_jax.evals.run import knn_of_layers
+def data_sheet(args: argparse.Namespace) -> None:
+    from nepa_jax.data.inspect import contact_sheet
 
-    found = knn_of_layers(args.checkpoint, args.data, args.layer, ema=args.ema)
-    print(json.dumps(found) if args.json else found)
+    print(f"done: {contact_sheet(args.path, args.out)}")
 
 
 def export(args: argparse.Namespace) -> None:
     from nepa_jax.export.folder import export
+    from nepa_jax.export.report import print_names, print_parity
 
-    export(args.workdir, args.format, args.out, ema=args.ema)
+    report = export(
+        args.workdir, args.format, args.out, ema=args.ema, encoder_only=args.encoder_only
+    )
+    print_names(report.names)
+    if args.check:
+        from nepa_jax.export.parity import check
+
+        parity = check(args.out, args.workdir)
+        print_parity(parity)
+        parity.require_equal()
+    print(f"done: {', '.join(report.files)} in {args.out}")
+    print(f"next: {args.out}/README.md says how to load it")
+
+
+def import_(args: argparse.Namespace) -> None:
+    from nepa_jax.export.importing import import_checkpoint
+    from nepa_jax.export.report import print_names
+
+    report = import_checkpoint(
+        args.path, args.format, args.workdir, allow_partial=args.allow_partial
+    )
+    print_names(report.names)
+    print(f"done: {args.workdir}/checkpoints/0")
+    print(f"next: python -c \"import nepa_jax; nepa_jax.load('{args.workdir}')\"")
 
 
 def bench(args: argparse.Namespace) -> None:
+    if args.against and args.what != "data":
+        raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = load_run_config(args)
-    from nepa_jax.bench import BENCHMARKS
+    from nepa_jax.bench import bench_data, bench_e2e, bench_step
 
-    result = BENCHMARKS[args.what](config)
+    if args.what == "data":
+        result = bench_data(config, against_torch=args.against == "torch")
+    else:
+        result = {"step": bench_step, "e2e": bench_e2e}[args.what](config)
     if args.json:
         print(json.dumps(result))
+    if args.json or args.what == "data":  # which prints a table of its own
         return
     width = max(map(len, result))
     for name, value in result.items():
-        print(f"{name:{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+        print(
+            f"{name:{width}}  {value:,.4g}"
+            if isinstance(value, float)
+            else f"{name:{width}}  {value}"
+        )
 
 
 # Parsers
@@ -146,19 +187,40 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    verb = add(verbs, "demo", demo, "the whole path on small real data, in about three minutes", "--workdir=runs/demo")
+    verb = add(
+        verbs,
+        "demo",
+        demo,
+        "the whole path on small real data, in about three minutes",
+        "--workdir=runs/demo",
+    )
     verb.add_argument("--workdir", default="runs/demo", help="folder for everything it makes")
 
     data = verbs.add_parser("data", help="prepare, inspect and verify data sets")
     data = data.add_subparsers(required=True, metavar="WHAT")
-    verb = add(data, "prepare", data_prepare, "write images as shuffled record shards", "photos.zip --out=data/photos")
-    verb.add_argument("source", help="class folders, or a zip or tar of them")
+    verb = add(
+        data,
+        "prepare",
+        data_prepare,
+        "write images as shuffled record shards",
+        "photos.zip --out=data/photos",
+    )
+    verb.add_argument(
+        "source", help="class folders, a zip or tar of them, ILSVRC tars, parquet, a prepared set"
+    )
     verb.add_argument("--out", required=True, help="folder for the shards")
     verb.add_argument("--split", default="train")
     verb.add_argument("--shards", type=int, help="number of shards (default: by size)")
+    verb.add_argument("--labels", help="ground truth of the ILSVRC validation tar")
+    verb.add_argument(
+        "--reencode", help="e.g. short_side=384,quality=90: smaller and faster, not exact"
+    )
     verb = add(data, "inspect", data_inspect, "show what a data set holds", "data/photos")
     verb.add_argument("path")
     verb.add_argument("--json", action="store_true")
+    verb = add(data, "sheet", data_sheet, "draw a contact sheet", "data/photos --out=sheet.png")
+    verb.add_argument("path")
+    verb.add_argument("--out", required=True, help="a PNG file")
     verb = add(data, "verify", data_verify, "read and decode every record", "data/photos")
     verb.add_argument("path")
     verb.add_argument("--json", action="store_true")
@@ -168,25 +230,37 @@ def make_parser() -> argparse.ArgumentParser:
     add_config(verb)
     verb.add_argument("--workdir", required=True, help="folder for checkpoints and metrics")
 
-    evals = verbs.add_parser("eval", help="score frozen features")
-    evals = evals.add_subparsers(required=True, metavar="WHAT")
-    verb = add(evals, "knn", eval_knn, "k-nearest-neighbour accuracy", "--checkpoint=W --data=DIR --layer=all")
-    verb.add_argument("--checkpoint", required=True, help="workdir of a pretraining run")
-    verb.add_argument("--data", required=True, help="a data set with splits train and test or val")
-    verb.add_argument("--layer", default="-1", help="a layer's number, or all")
-    verb.add_argument("--ema", action="store_true", help="the averaged weights")
-    verb.add_argument("--json", action="store_true")
-
-    verb = add(verbs, "export", export, "write weights for PyTorch libraries", "W --format=nepa --out=DIR")
+    verb = add(
+        verbs,
+        "export",
+        export,
+        "write weights for PyTorch libraries",
+        "W --format=nepa --out=DIR --check",
+    )
     verb.add_argument("workdir", help="workdir of a pretraining run")
-    verb.add_argument("--format", required=True)
+    verb.add_argument(
+        "--format", required=True, help="nepa, mae, vit_mae, vit, timm, timm_eva, big_vision"
+    )
     verb.add_argument("--out", required=True, help="folder for the exported files")
     verb.add_argument("--ema", action="store_true", help="the averaged weights")
+    verb.add_argument("--encoder-only", action="store_true", help="without MAE's decoder")
+    verb.add_argument("--check", action="store_true", help="compare with PyTorch, layer by layer")
+
+    verb = add(
+        verbs, "import", import_, "read other libraries' weights", "DIR --format=nepa --workdir=W"
+    )
+    verb.add_argument("path", help="file or folder of weights")
+    verb.add_argument("--format", required=True, help="as for export")
+    verb.add_argument("--workdir", required=True, help="new workdir for the weights")
+    verb.add_argument(
+        "--allow-partial", action="store_true", help="though names are missing or left over"
+    )
 
     verb = add(verbs, "bench", bench, "measure the step, the input pipeline, or both together",
                "step --config=configs/nepa.py:S/16 --config.data.batch_size=16")  # fmt: skip
     verb.add_argument("what", choices=("step", "data", "e2e"))
     add_config(verb)
+    verb.add_argument("--against", choices=("torch",), help="bench data: beside a PyTorch loader")
     verb.add_argument("--json", action="store_true")
     return parser
 

@@ -52,7 +52,9 @@ def parse_arg(arg: str, default: str, presets: Sequence[str]) -> tuple[Variant, 
         elif "/" in part:
             variant = part
         else:
-            raise UserError(f"config argument {part!r}: give SIZE/PATCH such as {default}, or one of {', '.join(presets)}")
+            raise UserError(
+                f"config argument {part!r}: give SIZE/PATCH such as {default}, or one of {', '.join(presets)}"
+            )
     return Variant(variant, parse_variant(variant)), preset
 
 
@@ -82,7 +84,9 @@ def _find_config(path: str) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(recipe.name for recipe in CONFIGS.glob("*.py"))
-    raise UserError(f"config file {path!r} does not exist; there are configs/{{{', '.join(known)}}}")
+    raise UserError(
+        f"config file {path!r} does not exist; there are configs/{{{', '.join(known)}}}"
+    )
 
 
 def _load_module(path: Path) -> types.ModuleType:
@@ -101,7 +105,9 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     Raises:
         UserError: all unknown keys and wrong types, in one message.
     """
-    problems = [problem for key, text in overrides.items() if (problem := _override(config, key, text))]
+    problems = [
+        problem for key, text in overrides.items() if (problem := _override(config, key, text))
+    ]
     _raise(problems)
 
 
@@ -141,7 +147,9 @@ def parse_value(text: str, allowed: Sequence[type]) -> Any:
     if str in allowed:
         return text
     try:
-        value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+        value = ast.literal_eval(
+            {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+        )
     except (ValueError, SyntaxError):
         return _WRONG
     if type(value) in allowed:
@@ -172,7 +180,9 @@ def _raise(problems: Sequence[str]) -> None:
 # Validation
 
 
-def validate(config: ConfigDict, objective_problems: Callable[[ConfigDict], list[str]] | None = None) -> None:
+def validate(
+    config: ConfigDict, objective_problems: Callable[[ConfigDict], list[str]] | None = None
+) -> None:
     """Checks the whole config before anything is built.
 
     Raises:
@@ -221,18 +231,30 @@ def _model_problems(config: ConfigDict) -> list[str]:
             f"try model.image_size={near[0] if near[0] == near[1] else tuple(near)}"
         )
     if model.num_heads < 1 or model.embed_dim % model.num_heads:
-        problems.append(f"model.num_heads = {model.num_heads}: does not divide embed_dim = {model.embed_dim}; try {_divisor(model.embed_dim, model.num_heads)}")
+        problems.append(
+            f"model.num_heads = {model.num_heads}: does not divide embed_dim = {model.embed_dim}; try {_divisor(model.embed_dim, model.num_heads)}"
+        )
     elif model.rope_base is not None and model.embed_dim // model.num_heads % 4:
-        problems.append(f"model.num_heads = {model.num_heads}: rotary needs a head width that 4 divides, not {model.embed_dim // model.num_heads}; try another num_heads or rope_base=none")
+        problems.append(
+            f"model.num_heads = {model.num_heads}: rotary needs a head width that 4 divides, not {model.embed_dim // model.num_heads}; try another num_heads or rope_base=none"
+        )
     if model.posemb == "sincos" and model.embed_dim % 4:
-        problems.append(f"model.embed_dim = {model.embed_dim}: sine-cosine positions need a multiple of 4; try {model.embed_dim // 4 * 4 + 4}")
+        problems.append(
+            f"model.embed_dim = {model.embed_dim}: sine-cosine positions need a multiple of 4; try {model.embed_dim // 4 * 4 + 4}"
+        )
     if model.in_channels not in (1, 3):
-        problems.append(f"model.in_channels = {model.in_channels}: images are decoded to 1 or 3 channels; try 3")
+        problems.append(
+            f"model.in_channels = {model.in_channels}: images are decoded to 1 or 3 channels; try 3"
+        )
     for key in ("pixel_mean", "pixel_std"):
         if len(model[key]) != model.in_channels:
-            problems.append(f"model.{key} = {model[key]}: needs one value per channel; try {tuple(model[key][:1]) * model.in_channels}")
+            problems.append(
+                f"model.{key} = {model[key]}: needs one value per channel; try {tuple(model[key][:1]) * model.in_channels}"
+            )
     if not 0 <= model.drop_path_rate < 1:
-        problems.append(f"model.drop_path_rate = {model.drop_path_rate}: must be at least 0 and below 1; try 0.1")
+        problems.append(
+            f"model.drop_path_rate = {model.drop_path_rate}: must be at least 0 and below 1; try 0.1"
+        )
     return problems
 
 
@@ -243,18 +265,28 @@ def _divisor(dim: int, near: int) -> int:
 def _run_problems(config: ConfigDict) -> list[str]:
     data, optim, problems = config.data, config.optim, []
     if not data.path:
-        problems.append("data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote")
+        problems.append(
+            "data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote"
+        )
     if data.batch_size < 1:
         problems.append(f"data.batch_size = {data.batch_size}: must be positive; try 256")
     elif optim.accum_steps < 1 or data.batch_size % optim.accum_steps:
-        problems.append(f"optim.accum_steps = {optim.accum_steps}: does not divide data.batch_size = {data.batch_size}; try {_divisor(data.batch_size, optim.accum_steps)}")
+        problems.append(
+            f"optim.accum_steps = {optim.accum_steps}: does not divide data.batch_size = {data.batch_size}; try {_divisor(data.batch_size, optim.accum_steps)}"
+        )
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
-        problems.append(f"data.crop_scale = {data.crop_scale}: must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)")
+        problems.append(
+            f"data.crop_scale = {data.crop_scale}: must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)"
+        )
     if (optim.lr is None) == (optim.base_lr is None):
-        problems.append(f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try --config.optim.lr=none")
+        problems.append(
+            f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try --config.optim.lr=none"
+        )
     if optim.ema_decay is not None and not 0 <= optim.ema_decay < 1:
-        problems.append(f"optim.ema_decay = {optim.ema_decay}: must be at least 0 and below 1; try 0.9999 or none")
+        problems.append(
+            f"optim.ema_decay = {optim.ema_decay}: must be at least 0 and below 1; try 0.9999 or none"
+        )
     if optim.clip_norm is not None and optim.clip_norm <= 0:
         problems.append(f"optim.clip_norm = {optim.clip_norm}: must be positive; try 1.0 or none")
     problems += [

@@ -27,8 +27,8 @@ from nepa_jax.train import pretrain
 from nepa_jax.visualize import curves, probes, reconstruct, similarity
 
 METHODS = ("nepa", "mae")
-IMAGES = {"train": 20_000, "validation": 1_000, "test": 2_000}
-LABELLED = 2_000  # training images whose labels the probes see; pretraining sees none
+IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
+LABELLED = 1_500  # training images whose labels the probes see; pretraining sees none
 PROBES = {"knn": knn.predict, "logreg": linear.predict}
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3], labels int32 [n]
@@ -57,8 +57,13 @@ def demo(workdir: str) -> None:
         draw_pictures(trained, test, read_split(data, "test")[0], folder)
     with stage("export for PyTorch"):
         for method in METHODS:
-            export(str(folder / method), method, str(folder / "export" / method), ema=use_ema(method))
-    summary = {"seconds": round(time.perf_counter() - began, 1), "probe": best_layers(validation, test)}
+            export(
+                str(folder / method), method, str(folder / "export" / method), ema=use_ema(method)
+            )
+    summary = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "probe": best_layers(validation, test),
+    }
     (folder / "summary.json").write_text(json.dumps(summary | {"layers": test}, indent=2) + "\n")
     Console().print(results_table(summary["probe"]))
     print(f"done in {summary['seconds']:.0f} s: {workdir}/summary.json, pictures/*.png, export/")
@@ -179,17 +184,25 @@ def best_layers(validation: Accuracies, test: Accuracies) -> dict[str, dict[str,
     best = {}
     for name, accuracies in test.items():
         layer = int(np.argmax(validation[name]["logreg"]))
-        best[name] = {probe: round(values[layer], 4) for probe, values in accuracies.items()} | {"layer": layer}
+        best[name] = {probe: round(values[layer], 4) for probe, values in accuracies.items()} | {
+            "layer": layer
+        }
     return best
 
 
-def draw_pictures(trained: dict[str, Trained], test: Accuracies, images: np.ndarray, folder: Path) -> None:
+def draw_pictures(
+    trained: dict[str, Trained], test: Accuracies, images: np.ndarray, folder: Path
+) -> None:
     """Reconstructions, next-embedding similarity, training curves, accuracy by layer."""
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    curves.draw({method: folder / method / "metrics.jsonl" for method in METHODS}, pictures / "curves.png")
+    curves.draw(
+        {method: folder / method / "metrics.jsonl" for method in METHODS}, pictures / "curves.png"
+    )
     probes.draw(test, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
-    reconstruct.draw(trained["mae"].model, images[:12], pictures / "reconstruct.png")
+    reconstruct.draw(
+        trained["mae"].model, images[:12], pictures / "reconstruct.png", ratios=(0.6, 0.75, 0.85)
+    )
     similarity.draw(trained["nepa"].model, images[:5], pictures / "similarity.png")
 
 
@@ -198,6 +211,10 @@ def results_table(best: dict[str, dict[str, float | int]]) -> Table:
     table = Table("frozen features", "kNN, %", "logistic regression, %", "layer")
     for name, row in best.items():
         layer = "" if name == "raw_pixels" else str(row["layer"])
-        table.add_row(name.replace("_", " "), f"{100 * row['knn']:.1f}", f"{100 * row['logreg']:.1f}", layer)
-    table.caption = f"{len(photographs.CLASSES)} classes; chance is {100 / len(photographs.CLASSES):.1f} %"
+        table.add_row(
+            name.replace("_", " "), f"{100 * row['knn']:.1f}", f"{100 * row['logreg']:.1f}", layer
+        )
+    table.caption = (
+        f"{len(photographs.CLASSES)} classes; chance is {100 / len(photographs.CLASSES):.1f} %"
+    )
     return table

@@ -8,7 +8,14 @@ from typing import Protocol
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from nepa_jax.checkpoint import Checkpoints, Provenance
 from nepa_jax.metrics import Scalars, Throughput, Writer
@@ -74,7 +81,9 @@ def skip_guard(
     def guard(step: int, scalars: Scalars) -> None:
         if scalars["skipped_in_a_row"] > max_in_a_row:
             examples = indices(step - 1).tolist()
-            shown = f"{examples[:16]}" + (f" and {len(examples) - 16} more" if len(examples) > 16 else "")
+            shown = f"{examples[:16]}" + (
+                f" and {len(examples) - 16} more" if len(examples) > 16 else ""
+            )
             raise RunDiverged(
                 f"{max_in_a_row + 1} steps in a row up to step {step} had a loss or gradient that is "
                 f"not finite; records of that step: {shown}. The last checkpoint is sound: "
@@ -87,7 +96,9 @@ def skip_guard(
 class CheckpointHook:
     """Saves every n steps and at the end. A state is always finite: see step.make_update."""
 
-    def __init__(self, every: int, last_step: int, checkpoints: Checkpoints, provenance: Provenance):
+    def __init__(
+        self, every: int, last_step: int, checkpoints: Checkpoints, provenance: Provenance
+    ):
         self._every = every
         self._last_step = last_step
         self._checkpoints = checkpoints

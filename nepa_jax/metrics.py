@@ -29,7 +29,11 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path, start_step: int):
-        kept = [line for line in _lines(path) if _step_of(line) is not None and _step_of(line) <= start_step]
+        kept = [
+            line
+            for line in _lines(path)
+            if _step_of(line) is not None and _step_of(line) <= start_step
+        ]
         replacement = path.with_suffix(".tmp")
         replacement.write_text("".join(line + "\n" for line in kept))
         replacement.replace(path)

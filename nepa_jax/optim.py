@@ -32,7 +32,9 @@ def decays(params: optax.Params) -> optax.Params:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW as in both papers: decoupled decay times the learning rate."""
     optim = config.optim
-    clip = optax.identity() if optim.clip_norm is None else optax.clip_by_global_norm(optim.clip_norm)
+    clip = (
+        optax.identity() if optim.clip_norm is None else optax.clip_by_global_norm(optim.clip_norm)
+    )
     adamw = optax.adamw(
         learning_rate(config), optim.b1, optim.b2, optim.eps,
         weight_decay=optim.weight_decay, mask=decays,

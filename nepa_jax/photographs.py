@@ -81,7 +81,11 @@ def photographs() -> dict[str, np.ndarray]:
         Path(skimage.__file__).parent / "data": SCIKIT_IMAGE,
         Path(sklearn.__file__).parent / "datasets" / "images": SCIKIT_LEARN,
     }
-    return {Path(name).stem: load_gray(folder / name) for folder, names in folders.items() for name in names}
+    return {
+        Path(name).stem: load_gray(folder / name)
+        for folder, names in folders.items()
+        for name in names
+    }
 
 
 def load_gray(path: Path) -> np.ndarray:

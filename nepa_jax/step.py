@@ -73,14 +73,21 @@ def make_update(config: ConfigDict, objective: Objective) -> Update:
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-        loss, metrics, grads = gradients(objective, state.model, batch, key, config.optim.accum_steps)
+        loss, metrics, grads = gradients(
+            objective, state.model, batch, key, config.optim.accum_steps
+        )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        ema = None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
+        ema = (
+            None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
+        )
         extra = after_update(objective, state.extra, model, state.step)
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new, old = (model, opt_state, ema, extra), (state.model, state.opt_state, state.ema, state.extra)
+        new, old = (
+            (model, opt_state, ema, extra),
+            (state.model, state.opt_state, state.ema, state.extra),
+        )
         model, opt_state, ema, extra = jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
         skipped = jnp.where(ok, 0, 1)
         state = TrainState(

@@ -49,7 +49,12 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
 
 
 def train(
-    state: TrainState, update: Update, data: "DeviceBatches", hooks: Sequence[Hook], start: int, stop: int
+    state: TrainState,
+    update: Update,
+    data: "DeviceBatches",
+    hooks: Sequence[Hook],
+    start: int,
+    stop: int,
 ) -> TrainState:
     """The loop. Nothing in it waits for the device; see MetricsHook for when metrics are read."""
     for step in range(start, stop):
@@ -164,13 +169,24 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     configs.validate(config, getattr(objective, "problems", None))
     folder = writable_folder(workdir)
     keep_compiled_programs(folder)
-    loader = stack.enter_context(Loader(loader_config(config), jax.process_index(), jax.process_count()))
+    loader = stack.enter_context(
+        Loader(loader_config(config), jax.process_index(), jax.process_count())
+    )
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
     mesh = make_mesh(resolved)
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)
-    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance, checkpoints.latest_step() or 0)
+    run = Run(
+        resolved,
+        objective,
+        loader,
+        mesh,
+        folder,
+        checkpoints,
+        provenance,
+        checkpoints.latest_step() or 0,
+    )
     announce(run)
     (folder / "config.json").write_text(configs.to_json(resolved))
     return run
@@ -211,7 +227,9 @@ def writable_folder(workdir: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another folder") from None
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); give another folder"
+        ) from None
     return folder
 
 
@@ -240,7 +258,9 @@ def announce(run: Run) -> None:
     say(f"workdir: {run.workdir}")
     if run.start_step == 0:
         return
-    changes = check_same_run(run.checkpoints.provenance(run.start_step), run.provenance, str(run.workdir))
+    changes = check_same_run(
+        run.checkpoints.provenance(run.start_step), run.provenance, str(run.workdir)
+    )
     say(f"resuming at step {run.start_step}" + (f", with {'; '.join(changes)}" if changes else ""))
 
 

@@ -10,7 +10,9 @@ Tree = TypeVar("Tree")
 
 def leaf_name(path: tuple[Any, ...]) -> str:
     """A key path as ``"vit/blocks/attn/qkv/kernel"``; the wrapper of a flax Variable has no name."""
-    names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    names = [
+        str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path
+    ]
     return "/".join(names[:-1] if names and names[-1] == "value" else names)
 
 

@@ -60,7 +60,9 @@ class Case:
 
 
 def load_case(name: str) -> Case:
-    return Case(json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors"))
+    return Case(
+        json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+    )
 
 
 def case_config(reference: dict) -> ConfigDict:

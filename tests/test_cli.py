@@ -32,7 +32,9 @@ def outcome(capsys, *arguments: str) -> tuple[int, str]:
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(change, parts, dataset, tmp_path, capsys):
     workdir = tmp_path / "run"
-    code, error = outcome(capsys, "pretrain", *small.arguments("nepa", dataset, **change), f"--workdir={workdir}")
+    code, error = outcome(
+        capsys, "pretrain", *small.arguments("nepa", dataset, **change), f"--workdir={workdir}"
+    )
     assert code == 2
     assert error.startswith("nepa-jax: error: ") and "Traceback" not in error
     for part in parts:
@@ -44,13 +46,17 @@ def test_a_mistake_is_one_line_and_nothing_is_written(change, parts, dataset, tm
 def test_a_workdir_without_permission_is_one_line(dataset, tmp_path, capsys):
     (tmp_path / "closed").mkdir(mode=0o500)
     workdir = tmp_path / "closed" / "run"
-    code, error = outcome(capsys, "pretrain", *small.arguments("nepa", dataset), f"--workdir={workdir}")
+    code, error = outcome(
+        capsys, "pretrain", *small.arguments("nepa", dataset), f"--workdir={workdir}"
+    )
     assert code == 2 and "cannot be written" in error
 
 
 def test_a_workdir_that_is_a_file_is_one_line(dataset, tmp_path, capsys):
     (tmp_path / "run").write_text("")
-    code, error = outcome(capsys, "pretrain", *small.arguments("nepa", dataset), f"--workdir={tmp_path / 'run'}")
+    code, error = outcome(
+        capsys, "pretrain", *small.arguments("nepa", dataset), f"--workdir={tmp_path / 'run'}"
+    )
     assert code == 2 and "cannot be written" in error
 
 
@@ -61,7 +67,9 @@ def test_unknown_arguments_are_refused(capsys):
     assert outcome(capsys, "pretrain", "--config=configs/nope.py", "--workdir=w")[0] == 2
 
 
-@pytest.mark.parametrize("verb", [["demo"], ["data", "prepare"], ["pretrain"], ["eval", "knn"], ["export"], ["bench"]])
+@pytest.mark.parametrize(
+    "verb", [["demo"], ["data", "prepare"], ["pretrain"], ["import"], ["export"], ["bench"]]
+)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])
@@ -70,5 +78,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 
 
 def test_the_module_runs_as_the_command():
-    done = subprocess.run([sys.executable, "-m", "nepa_jax", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nepa_jax", "--help"], capture_output=True, text=True, check=True
+    )
     assert "pretrain" in done.stdout

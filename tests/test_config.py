@@ -88,11 +88,18 @@ def test_an_unknown_key_or_wrong_type_names_the_remedy(key, text, part):
 
 
 def test_all_problems_are_listed_at_once():
-    config = small.config("nepa", model__patch_size="5", model__num_heads="3", optim__accum_steps="3", data__path="")
+    config = small.config(
+        "nepa", model__patch_size="5", model__num_heads="3", optim__accum_steps="3", data__path=""
+    )
     with pytest.raises(UserError) as error:
         configs.validate(config)
     text = str(error.value)
-    for key in ("model.patch_size = 5", "model.num_heads = 3", "optim.accum_steps = 3", "data.path"):
+    for key in (
+        "model.patch_size = 5",
+        "model.num_heads = 3",
+        "optim.accum_steps = 3",
+        "data.path",
+    ):
         assert key in text
     assert text.count("; try") == 4
 
@@ -124,7 +131,10 @@ def test_a_resolved_config_survives_json_and_resolves_to_itself():
     assert configs.flat_keys(configs.resolve(again, 40, "cpu")) == configs.flat_keys(resolved)
 
 
-@pytest.mark.parametrize("spec", ["configs/none.py", "configs/nepa.py:XXL/16", "configs/nepa.py:B/x", "configs/nepa.py:papr"])
+@pytest.mark.parametrize(
+    "spec",
+    ["configs/none.py", "configs/nepa.py:XXL/16", "configs/nepa.py:B/x", "configs/nepa.py:papr"],
+)
 def test_a_recipe_that_does_not_exist_is_one_clear_line(spec):
     with pytest.raises(UserError):
         configs.load_config(spec)

@@ -47,7 +47,9 @@ def test_a_file_imports_only_what_it_may(path):
     forbidden = next((names for part, names in FORBIDDEN.items() if place.startswith(part)), ())
     for module in imports(path):
         inner = module.removeprefix("nepa_jax.").split(".")[0]
-        assert not (module.startswith("nepa_jax.") and inner in forbidden), f"{place} imports {module}"
+        assert not (module.startswith("nepa_jax.") and inner in forbidden), (
+            f"{place} imports {module}"
+        )
         top = module.split(".")[0]
         if top in ONLY_IN and not place.startswith(ONLY_IN[top]):
             assert _inside_function(path, top), f"{place} imports {top}"
@@ -64,7 +66,9 @@ def _inside_function(path: Path, top: str) -> bool:
 def test_mesh_axes_are_named_in_one_place():
     for path in FILES:
         if path.name not in ("mesh.py",):
-            assert "PartitionSpec" not in path.read_text(), f"{path} places arrays on mesh axes itself"
+            assert "PartitionSpec" not in path.read_text(), (
+                f"{path} places arrays on mesh axes itself"
+            )
 
 
 def test_help_and_mistakes_are_answered_without_jax():

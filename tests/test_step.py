@@ -21,7 +21,9 @@ def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):
     state, update = create_state(config, objective, mesh), make_update(config, objective)
     history = []
     for step in range(steps):
-        state, metrics = update(state, put_batch({"image": small.images(batch_size, seed=step)}, mesh))
+        state, metrics = update(
+            state, put_batch({"image": small.images(batch_size, seed=step)}, mesh)
+        )
         history.append(jax.device_get(metrics))
     return state, history
 
@@ -69,14 +71,18 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(method):
 
 
 def test_the_average_follows_the_model():
-    config = small.resolved("nepa", optim__ema_decay="0.75", optim__lr="1e-2", optim__base_lr="none")
+    config = small.resolved(
+        "nepa", optim__ema_decay="0.75", optim__lr="1e-2", optim__base_lr="none"
+    )
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
     state, update = create_state(config, objective, mesh), make_update(config, objective)
     average = leaves(state.model)
     for seed in range(3):
         state, _ = update(state, put_batch({"image": small.images(8, seed)}, mesh))
-        average = {name: 0.75 * old + 0.25 * leaves(state.model)[name] for name, old in average.items()}
+        average = {
+            name: 0.75 * old + 0.25 * leaves(state.model)[name] for name, old in average.items()
+        }
     assert_close(average, leaves(state.ema), rtol=1e-5)
 
 
@@ -86,7 +92,9 @@ def test_the_state_is_a_function_of_the_seed():
     first, second = (leaves(create_state(config, objective, mesh)) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     other = leaves(create_state(small.resolved("nepa", run__seed="7"), objective, mesh))
-    assert not np.array_equal(first["model/vit/patch_embed/kernel"], other["model/vit/patch_embed/kernel"])
+    assert not np.array_equal(
+        first["model/vit/patch_embed/kernel"], other["model/vit/patch_embed/kernel"]
+    )
 
 
 @pytest.mark.parametrize("remat", ["names", "dots", "full"])

@@ -15,8 +15,8 @@ import small
 
 from nepa_jax.checkpoint import Checkpoints, state_items
 from nepa_jax.errors import UserError
-from nepa_jax.metrics import read_metrics
 from nepa_jax.mesh import make_mesh
+from nepa_jax.metrics import read_metrics
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.step import abstract_state
 from nepa_jax.train import pretrain
@@ -33,7 +33,11 @@ def final_arrays(method: str, workdir: Path, step: int, **changes: str) -> dict[
     with Checkpoints(str(workdir)) as checkpoints:
         restored = checkpoints.restore(step, state)
     items = state_items(restored)
-    return {f"{item}/{name}": np.asarray(leaf) for item, leaves in items.items() for name, leaf in leaves.items()}
+    return {
+        f"{item}/{name}": np.asarray(leaf)
+        for item, leaves in items.items()
+        for name, leaf in leaves.items()
+    }
 
 
 def assert_bitwise_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -47,10 +51,14 @@ def test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one(dataset, tm
     changes = dict(data__path=dataset, **steps)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     pretrain(small.config("nepa", dataset, **steps), str(calm))
-    arguments = command("pretrain", *small.arguments("nepa", dataset, **steps), f"--workdir={killed}")
+    arguments = command(
+        "pretrain", *small.arguments("nepa", dataset, **steps), f"--workdir={killed}"
+    )
     chance = random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         seen = chance.randrange(4, 10)
         for line in process.stdout:
             seen -= line.startswith("step ")
@@ -61,7 +69,9 @@ def test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one(dataset, tm
         process.wait()
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert "resuming at step" in done.stdout
-    assert_bitwise_equal(final_arrays("nepa", calm, 40, **changes), final_arrays("nepa", killed, 40, **changes))
+    assert_bitwise_equal(
+        final_arrays("nepa", calm, 40, **changes), final_arrays("nepa", killed, 40, **changes)
+    )
     calm_log, killed_log = read_metrics(calm), read_metrics(killed)
     assert [row["step"] for row in killed_log] == list(range(1, 41))
     assert [row["train/loss"] for row in killed_log] == [row["train/loss"] for row in calm_log]
@@ -136,7 +146,9 @@ def after_update(extra, model, step):
 '''
 
 
-def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(dataset, tmp_path, monkeypatch):
+def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(
+    dataset, tmp_path, monkeypatch
+):
     (tmp_path / "toy_objective.py").write_text(TOY)
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small.config("nepa", dataset, schedule__total_steps="30", optim__base_lr="1.0")
@@ -149,6 +161,8 @@ def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(datas
 
 def test_an_objective_that_does_not_exist_is_one_clear_line(dataset, tmp_path):
     with pytest.raises(UserError, match="no such module"):
-        pretrain(small.config("nepa", dataset, objective__name="nepa_jax.objectives.nope"), str(tmp_path))
+        pretrain(
+            small.config("nepa", dataset, objective__name="nepa_jax.objectives.nope"), str(tmp_path)
+        )
     with pytest.raises(UserError, match="lacks init_model"):
         pretrain(small.config("nepa", dataset, objective__name="json"), str(tmp_path))

@@ -7,14 +7,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nepa_jax.models import posemb
-from nepa_jax.models.layers import TOKEN_INIT, BlockConfig, layer_norm, linear, run_blocks, stack_blocks
+from nepa_jax.models.layers import (
+    TOKEN_INIT,
+    layer_norm,
+    linear,
+    run_blocks,
+    stack_blocks,
+)
 from nepa_jax.models.masking import gather_tokens
 from nepa_jax.models.vit import ViTConfig
 
 
 def decoder_config(encoder: ViTConfig, embed_dim: int, depth: int, num_heads: int) -> ViTConfig:
     """The decoder's blocks: the encoder's kind, another size, no drop path."""
-    return replace(encoder, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=4.0, drop_path_rate=0.0)
+    return replace(
+        encoder,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=4.0,
+        drop_path_rate=0.0,
+    )
 
 
 class Decoder(nnx.Module):
@@ -39,7 +52,9 @@ class Decoder(nnx.Module):
         patches = patches + posemb.sincos_table(grid, self.config.embed_dim)
         return jnp.concatenate([x[:, :1], patches], axis=1)
 
-    def __call__(self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def __call__(
+        self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]
+    ) -> jax.Array:
         """Predicted pixels of every patch, float32 [B, N, P·P·C]."""
         x, _ = run_blocks(self.blocks, self.tokens(latent, ids_restore, grid))
         return self.pred(self.norm(x)[:, 1:]).astype(jnp.float32)

@@ -75,7 +75,9 @@ def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def layer_norm(dim: int, eps: float, rngs: nnx.Rngs, *, scale: bool = True, bias: bool = True) -> nnx.LayerNorm:
+def layer_norm(
+    dim: int, eps: float, rngs: nnx.Rngs, *, scale: bool = True, bias: bool = True
+) -> nnx.LayerNorm:
     """LayerNorm in float32 with the two-pass variance of PyTorch."""
     return nnx.LayerNorm(
         dim, epsilon=eps, dtype=jnp.float32, use_scale=scale, use_bias=bias,
@@ -101,7 +103,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
-        self.qkv = linear((dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs)
+        self.qkv = linear(
+            (dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs
+        )
         self.out = linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
         if config.qk_norm:
             affine = config.qk_norm_affine
@@ -160,7 +164,11 @@ class Block(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: jax.Array, rope: RopeTable | None, causal: bool, drop: Callable[[jax.Array, int], jax.Array]
+        self,
+        x: jax.Array,
+        rope: RopeTable | None,
+        causal: bool,
+        drop: Callable[[jax.Array, int], jax.Array],
     ) -> jax.Array:
         """float32 [B, T, D] -> float32 [B, T, D]; ``drop`` is applied to both branches."""
         attention = self.attn(self.norm1(x), rope, causal).astype(jnp.float32)
@@ -211,13 +219,17 @@ def run_blocks(
     config = blocks.config
     dropping = keys is not None and config.drop_path_rate > 0
 
-    def body(x: jax.Array, layer: tuple[Block, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+    def body(
+        x: jax.Array, layer: tuple[Block, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array | None]:
         block, rate, index = layer
 
         def drop(branch: jax.Array, which: int) -> jax.Array:
             if not dropping:
                 return branch
-            return drop_path(branch, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, 2 * index + which))
+            return drop_path(
+                branch, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, 2 * index + which)
+            )
 
         x = block(x, rope, causal, drop)
         return x, x if collect else None

@@ -9,7 +9,14 @@ from ml_collections import ConfigDict
 
 from nepa_jax.config import image_size
 from nepa_jax.models import posemb, rope
-from nepa_jax.models.layers import TOKEN_INIT, BlockConfig, layer_norm, linear, run_blocks, stack_blocks
+from nepa_jax.models.layers import (
+    TOKEN_INIT,
+    BlockConfig,
+    layer_norm,
+    linear,
+    run_blocks,
+    stack_blocks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,9 @@ def pick_layer(states: jax.Array, norm: nnx.LayerNorm, layer: int | None) -> jax
     if layer is None:
         return jnp.concatenate([states[:-1], norm(states[-1:])])
     if not -depth - 1 <= layer <= depth:
-        raise UserError(f"layer {layer} does not exist; choose -{depth + 1} … {depth} (0 = embedding)")
+        raise UserError(
+            f"layer {layer} does not exist; choose -{depth + 1} … {depth} (0 = embedding)"
+        )
     return norm(states[layer]) if layer in (-1, depth) else states[layer]
 
 

@@ -15,7 +15,13 @@ from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
 from nepa_jax.models.vit import ViT, ViTConfig, vit_config
 from nepa_jax.objectives.base import (
-    Batch, Description, Features, Metrics, count_parameters, image_keys, pick_layer,
+    Batch,
+    Description,
+    Features,
+    Metrics,
+    count_parameters,
+    image_keys,
+    pick_layer,
 )  # fmt: skip
 
 
@@ -96,9 +102,7 @@ def encode_kept(
     return vit.norm(hidden)
 
 
-def kept_tokens(
-    vit: ViT, patches: jax.Array, masking: Masking, grid: tuple[int, int]
-) -> jax.Array:
+def kept_tokens(vit: ViT, patches: jax.Array, masking: Masking, grid: tuple[int, int]) -> jax.Array:
     """Embeds the class token and the kept patches, each with its own position."""
     positions = vit.positions(grid)
     kept = vit.embed(gather_tokens(patches, masking.ids_keep))

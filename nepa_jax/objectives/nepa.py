@@ -15,7 +15,13 @@ from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
-    Batch, Description, Features, Metrics, count_parameters, image_keys, pick_layer,
+    Batch,
+    Description,
+    Features,
+    Metrics,
+    count_parameters,
+    image_keys,
+    pick_layer,
 )  # fmt: skip
 
 

@@ -10,7 +10,13 @@ from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.heads import Classifier
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
-    Batch, Description, Features, Metrics, count_parameters, image_keys, pick_layer,
+    Batch,
+    Description,
+    Features,
+    Metrics,
+    count_parameters,
+    image_keys,
+    pick_layer,
 )  # fmt: skip
 
 
@@ -39,4 +45,6 @@ def encode(model: Classifier, images: jax.Array, layer: int | None = -1) -> Feat
 def describe(config: ConfigDict) -> Description:
     vit = vit_config(config)
     macs = vit.num_patches * vit.patch_dim * vit.embed_dim + block_macs(vit, 1 + vit.num_patches)
-    return Description(1 + vit.num_patches, count_parameters(init_model, config), training_flops(macs))
+    return Description(
+        1 + vit.num_patches, count_parameters(init_model, config), training_flops(macs)
+    )

@@ -2,13 +2,13 @@
 
 from functools import partial
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import golden
 from golden import LOSS_ATOL, OUTPUT_ATOL, assert_gradients, hidden_states
+
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import num_kept, random_masking
 from nepa_jax.models.posemb import sincos_table
@@ -47,7 +47,9 @@ def test_every_hidden_state_and_prediction_matches(name):
     )
     for layer, state in enumerate(states):
         np.testing.assert_allclose(state, case.arrays[f"out.decoder.{layer}"], atol=OUTPUT_ATOL)
-    predictions, mask = jax.jit(mae.reconstruct)(model, case.images, jnp.asarray(case.arrays["input.noise"]))
+    predictions, _ = jax.jit(mae.reconstruct)(
+        model, case.images, jnp.asarray(case.arrays["input.noise"])
+    )
     np.testing.assert_allclose(predictions, case.arrays["out.pred"], atol=OUTPUT_ATOL)
 
 
@@ -57,7 +59,9 @@ def test_loss_and_gradients_match(name, monkeypatch):
     noise = jnp.asarray(case.arrays["input.noise"])
     monkeypatch.setattr(mae, "draw_noise", lambda keys, num_patches: noise)
     batch = {"image": case.images, "row": jnp.arange(len(case.images))}
-    (loss, _), grads = jax.jit(jax.value_and_grad(mae.loss, has_aux=True))(case.model(), batch, jax.random.key(0))
+    (loss, _), grads = jax.jit(jax.value_and_grad(mae.loss, has_aux=True))(
+        case.model(), batch, jax.random.key(0)
+    )
     np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
     assert_gradients(case, grads)
 
@@ -68,20 +72,38 @@ def test_classifier_matches():
     states = hidden_states(model, case.images, causal=False)
     for layer, state in enumerate(states[1:]):
         np.testing.assert_allclose(state, case.arrays[f"out.encoder.{layer}"], atol=OUTPUT_ATOL)
-    np.testing.assert_allclose(jax.jit(type(model).features)(model, case.images), case.arrays["out.features"], atol=OUTPUT_ATOL)
-    np.testing.assert_allclose(jax.jit(type(model).__call__)(model, case.images), case.arrays["out.logits"], atol=OUTPUT_ATOL)
-    batch = {"image": case.images, "row": jnp.arange(len(case.images)), "label": jnp.asarray(case.arrays["input.labels"])}
-    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(model, batch, jax.random.key(0))
+    np.testing.assert_allclose(
+        jax.jit(type(model).features)(model, case.images),
+        case.arrays["out.features"],
+        atol=OUTPUT_ATOL,
+    )
+    np.testing.assert_allclose(
+        jax.jit(type(model).__call__)(model, case.images),
+        case.arrays["out.logits"],
+        atol=OUTPUT_ATOL,
+    )
+    batch = {
+        "image": case.images,
+        "row": jnp.arange(len(case.images)),
+        "label": jnp.asarray(case.arrays["input.labels"]),
+    }
+    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(
+        model, batch, jax.random.key(0)
+    )
     np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
     assert_gradients(case, grads)
 
 
-@pytest.mark.parametrize("entry", golden.load_case("sincos").meta["entries"], ids=lambda e: e["key"])
+@pytest.mark.parametrize(
+    "entry", golden.load_case("sincos").meta["entries"], ids=lambda e: e["key"]
+)
 def test_sincos_tables_match(entry):
     table = sincos_table((entry["grid_size"],) * 2, entry["embed_dim"])
     if entry["cls_token"]:
         table = np.pad(table, ((1, 0), (0, 0)))
-    np.testing.assert_allclose(table, golden.load_case("sincos").arrays[f"out.f32.{entry['key']}"], atol=1e-6)
+    np.testing.assert_allclose(
+        table, golden.load_case("sincos").arrays[f"out.f32.{entry['key']}"], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("row", golden.load_case("sincos").meta["len_keep_table"])

@@ -1,12 +1,12 @@
 """NEPA against the official PyTorch code (SihanXU/nepa at 15ea494), array by array."""
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import golden
 from golden import LOSS_ATOL, OUTPUT_ATOL, assert_gradients, hidden_states
+
 from nepa_jax import optim, step
 from nepa_jax.models import rope
 from nepa_jax.objectives import nepa, supervised
@@ -22,21 +22,29 @@ def test_every_hidden_state_matches(name):
     for layer, state in enumerate(states):
         wanted = case.arrays[f"out.hidden_states.{layer}"]
         np.testing.assert_allclose(state, wanted, atol=OUTPUT_ATOL, err_msg=f"layer {layer}")
-    np.testing.assert_allclose(model.vit.norm(states[-1]), case.arrays["out.last_hidden_state"], atol=OUTPUT_ATOL)
+    np.testing.assert_allclose(
+        model.vit.norm(states[-1]), case.arrays["out.last_hidden_state"], atol=OUTPUT_ATOL
+    )
     embeddings = model.vit.embed(model.vit.patches(case.images))
-    np.testing.assert_allclose(embeddings, case.arrays["out.input_embedding"][:, 1:], atol=OUTPUT_ATOL)
+    np.testing.assert_allclose(
+        embeddings, case.arrays["out.input_embedding"][:, 1:], atol=OUTPUT_ATOL
+    )
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_loss_and_gradients_match_with_the_last_patch_left_out(name):
     case = golden.load_case(name)
     batch = {"image": case.images, "row": jnp.arange(len(case.images))}
-    (loss, metrics), grads = jax.jit(jax.value_and_grad(nepa.loss, has_aux=True))(case.model(), batch, jax.random.key(0))
+    (loss, metrics), grads = jax.jit(jax.value_and_grad(nepa.loss, has_aux=True))(
+        case.model(), batch, jax.random.key(0)
+    )
     np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
     assert_gradients(case, grads)
     z = case.arrays["out.input_embedding"][:, 1:]
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    np.testing.assert_allclose(metrics["cos_copy"], (z[:, :-1] * z[:, 1:]).sum(-1).mean(), atol=1e-5)
+    np.testing.assert_allclose(
+        metrics["cos_copy"], (z[:, :-1] * z[:, 1:]).sum(-1).mean(), atol=1e-5
+    )
 
 
 def test_classifier_matches():
@@ -44,11 +52,27 @@ def test_classifier_matches():
     model = case.model()
     states = hidden_states(model, case.images, causal=False)
     for layer, state in enumerate(states):
-        np.testing.assert_allclose(state, case.arrays[f"out.hidden_states.{layer}"], atol=OUTPUT_ATOL)
-    np.testing.assert_allclose(jax.jit(type(model).features)(model, case.images), case.arrays["out.pooled"], atol=OUTPUT_ATOL)
-    np.testing.assert_allclose(jax.jit(type(model).__call__)(model, case.images), case.arrays["out.logits"], atol=OUTPUT_ATOL)
-    batch = {"image": case.images, "row": jnp.arange(len(case.images)), "label": jnp.asarray(case.arrays["input.labels"])}
-    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(model, batch, jax.random.key(0))
+        np.testing.assert_allclose(
+            state, case.arrays[f"out.hidden_states.{layer}"], atol=OUTPUT_ATOL
+        )
+    np.testing.assert_allclose(
+        jax.jit(type(model).features)(model, case.images),
+        case.arrays["out.pooled"],
+        atol=OUTPUT_ATOL,
+    )
+    np.testing.assert_allclose(
+        jax.jit(type(model).__call__)(model, case.images),
+        case.arrays["out.logits"],
+        atol=OUTPUT_ATOL,
+    )
+    batch = {
+        "image": case.images,
+        "row": jnp.arange(len(case.images)),
+        "label": jnp.asarray(case.arrays["input.labels"]),
+    }
+    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(
+        model, batch, jax.random.key(0)
+    )
     np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
     assert_gradients(case, grads)
 
@@ -63,7 +87,9 @@ def test_rope_tables_match(entry):
     np.testing.assert_allclose(table.sin, case.arrays[f"out.{entry}.sin"], atol=1e-5)
     if f"input.{entry}.shift_hw" not in case.arrays:
         return
-    draw = rope.CoordDraw(*(case.arrays[f"input.{entry}.{k}"] for k in ("shift_hw", "jitter_hw", "rescale")))
+    draw = rope.CoordDraw(
+        *(case.arrays[f"input.{entry}.{k}"] for k in ("shift_hw", "jitter_hw", "rescale"))
+    )
     moved = rope.move_coords(coords, draw)
     np.testing.assert_allclose(moved, case.arrays[f"out.{entry}.augmented_coords_hw"], atol=1e-6)
     table = rope.rope_table(moved, spec["head_dim"], spec["rope_theta"])
@@ -75,7 +101,16 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
     case = golden.load_case("nepa_train20")
     config = golden.case_config(case.meta["config"])
     config.model.update(pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    config.optim = dict(lr=1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=None, ema_decay=None, accum_steps=1)
+    config.optim = dict(
+        lr=1e-3,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=None,
+        ema_decay=None,
+        accum_steps=1,
+    )
     config.schedule = dict(warmup_steps=5, total_steps=20, final_lr=0.0)
     config.run.seed = 0
     state = step.init_state(config, nepa)
@@ -85,7 +120,9 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
         state, metrics = update(state, {"image": jnp.asarray(images.transpose(0, 2, 3, 1))})
         np.testing.assert_allclose(metrics["lr"], case.arrays["input.lr"][t], atol=1e-9)
         np.testing.assert_allclose(metrics["loss"], case.arrays["out.losses"][t], atol=LOSS_ATOL)
-        np.testing.assert_allclose(metrics["grad_norm"], case.arrays["out.grad_norms"][t], rtol=1e-4)
+        np.testing.assert_allclose(
+            metrics["grad_norm"], case.arrays["out.grad_norms"][t], rtol=1e-4
+        )
     final = case.exported(state.model)
     for name, wanted in case.group("final.").items():
         np.testing.assert_allclose(final[name], wanted, atol=1e-5, err_msg=name)
@@ -95,6 +132,10 @@ def test_weight_decay_groups_match():
     case = golden.load_case("nepa_train20")
     groups = case.meta["weight_decay_groups"]
     masks = optim.decays(case.model())
-    marked = case.exported(jax.tree.map(lambda leaf, decay: np.full(leaf.shape, decay, np.float32), case.model(), masks))
+    marked = case.exported(
+        jax.tree.map(
+            lambda leaf, decay: np.full(leaf.shape, decay, np.float32), case.model(), masks
+        )
+    )
     assert {name for name, mark in marked.items() if mark.all()} == set(groups["decay"])
     assert {name for name, mark in marked.items() if not mark.any()} == set(groups["no_decay"])

@@ -112,6 +112,10 @@ class Checkpoints:
         rest = with_leaves(dataclasses.replace(target, model=None, ema=None), found["rest"])
         return dataclasses.replace(rest, model=model, ema=ema)
 
+    def restore_model(self, step: int, target: nnx.Module) -> nnx.Module:
+        """The weights of a step alone, in the shapes and on the devices of ``target``."""
+        return with_leaves(target, self.restore_items(step, {"model": named_leaves(target)})["model"])
+
     def restore_items(self, step: int, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Leaves by name of some of the parts, in the wanted shapes and shardings.
 

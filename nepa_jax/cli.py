@@ -129,13 +129,18 @@ def export(args: argparse.Namespace) -> None:
     from nepa_jax.export.report import print_names, print_parity
 
     report = export(
-        args.workdir, args.format, args.out, ema=args.ema, encoder_only=args.encoder_only
+        args.workdir,
+        args.format,
+        args.out,
+        ema=args.ema,
+        encoder_only=args.encoder_only,
+        image_size=args.image_size,
     )
     print_names(report.names)
     if args.check:
         from nepa_jax.export.parity import check
 
-        parity = check(args.out, args.workdir)
+        parity = check(args.out, None if args.image_size else args.workdir)
         print_parity(parity)
         parity.require_equal()
     print(f"done: {', '.join(report.files)} in {args.out}")
@@ -244,6 +249,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", required=True, help="folder for the exported files")
     verb.add_argument("--ema", action="store_true", help="the averaged weights")
     verb.add_argument("--encoder-only", action="store_true", help="without MAE's decoder")
+    verb.add_argument("--image-size", type=int, help="resample the position table to this size, px")
     verb.add_argument("--check", action="store_true", help="compare with PyTorch, layer by layer")
 
     verb = add(

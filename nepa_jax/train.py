@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -112,11 +113,17 @@ class Run:
     start_step: int
 
     def initial_state(self) -> TrainState:
-        """Restored from the newest checkpoint, or initialised."""
-        if self.start_step == 0:
-            return create_state(self.config, self.objective, self.mesh)
+        """Restored from the newest checkpoint, begun with imported weights, or initialised."""
         target = abstract_state(self.config, self.objective, self.mesh)
-        return self.checkpoints.restore(self.start_step, target)
+        if self.start_step > 0:
+            return self.checkpoints.restore(self.start_step, target)
+        state = create_state(self.config, self.objective, self.mesh)
+        if self.checkpoints.latest_step() is None:
+            return state
+        say("starting from the imported weights in the workdir")
+        model = self.checkpoints.restore_model(0, target.model)
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, model)
+        return replace(state, model=model, ema=ema)
 
     def compiled_update(self) -> Update:
         """The update, compiled for this run's shapes before any data is read."""

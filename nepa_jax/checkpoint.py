@@ -114,7 +114,9 @@ class Checkpoints:
 
     def restore_model(self, step: int, target: nnx.Module) -> nnx.Module:
         """The weights of a step alone, in the shapes and on the devices of ``target``."""
-        return with_leaves(target, self.restore_items(step, {"model": named_leaves(target)})["model"])
+        return with_leaves(
+            target, self.restore_items(step, {"model": named_leaves(target)})["model"]
+        )
 
     def restore_items(self, step: int, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Leaves by name of some of the parts, in the wanted shapes and shardings.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nepa_jax.errors import UserError
+from nepa_jax.errors import RunDiverged, UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"nepa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunDiverged as error:
+        print(f"nepa-jax: stopped: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("nepa-jax: interrupted", file=sys.stderr)
         sys.exit(1)

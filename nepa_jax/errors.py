@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""The errors that reach a user as one line, without a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that names the value, the place and the remedy. The
     command line prints it without a traceback and exits with code 2.
     """
+
+
+class RunDiverged(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite; exit code 1."""

@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.errors import RunDiverged
 from nepa_jax.metrics import Scalars, Throughput, Writer
 from nepa_jax.objectives.base import Metrics
 from nepa_jax.step import TrainState
@@ -30,10 +31,6 @@ class Hook(Protocol):
 
     def close(self) -> None:
         """Called once when the run ends well: finish what is under way."""
-
-
-class RunDiverged(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 class MetricsHook:
@@ -112,12 +109,34 @@ class CheckpointHook:
         self._checkpoints.wait()
 
 
+class Alarm(NamedTuple):
+    """Something a user should hear of once: when, and what to do."""
+
+    rings: Callable[[Scalars], bool]
+    text: str
+
+
+ALARMS = (
+    Alarm(
+        lambda scalars: scalars.get("train/target_std", 1.0) < 0.1,
+        "the target embeddings collapse (train/target_std below 0.1 of isotropic): features will be "
+        "useless; check the stop-gradient and lower optim.lr",
+    ),
+    Alarm(
+        lambda scalars: scalars["time/data_wait_s"] > 0.05 * scalars["time/step_s"],
+        "the step waits for data more than 5 % of the time; try data.decode=fast, data.num_workers=2 "
+        "or more, or records prepared with --reencode (docs/data.md)",
+    ),
+)
+
+
 class Report:
     """Writes metrics to files, and shows them: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, writers: Sequence[Writer], start_step: int, total_steps: int):
         self._writers = writers
         self._total = total_steps
+        self._silent = list(ALARMS)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if sys.stdout.isatty():
@@ -132,12 +151,19 @@ class Report:
     def __call__(self, step: int, scalars: Scalars) -> None:
         for writer in self._writers:
             writer.write(step, scalars)
+        if step > 1:  # the first step always waits for the first batch
+            self._ring(step, scalars)
         text = f"loss {scalars['train/loss']:.4f}  {scalars['perf/images_per_s']:,.0f} images/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
             return
         eta = (self._total - step) * scalars["time/step_s"]
         print(f"step {step}/{self._total}  {text}  ETA {_duration(eta)}", flush=True)
+
+    def _ring(self, step: int, scalars: Scalars) -> None:
+        for alarm in [alarm for alarm in self._silent if alarm.rings(scalars)]:
+            self._silent.remove(alarm)
+            print(f"warning: at step {step} {alarm.text}", flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -20,7 +20,7 @@ from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.errors import UserError
 from nepa_jax.hooks import CheckpointHook, Hook, MetricsHook, Report, skip_guard
 from nepa_jax.mesh import batch_sharding, make_mesh, put_batch
-from nepa_jax.metrics import JsonlWriter, TensorBoardWriter, Throughput, Writer
+from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Batch, Objective, load_objective
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
@@ -150,8 +150,12 @@ class Run:
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
         report = Report(self._writers(), self.start_step, config.schedule.total_steps)
         guard = skip_guard(config.run.max_skipped_steps, self.loader.indices)
+
+        def report_all(step: int, scalars: Scalars) -> None:
+            report(step, {**scalars, **self.loader.stats()})
+
         hooks = [
-            MetricsHook(config.log.every_steps, throughput, guard, report),
+            MetricsHook(config.log.every_steps, throughput, guard, report_all),
             CheckpointHook(config.checkpoint.every_steps, stop, self.checkpoints, self.provenance),
         ]
         try:

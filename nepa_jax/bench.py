@@ -36,6 +36,16 @@ class FixedBatches:
         return self._batch
 
 
+class ImagesOnly:
+    """Another feed without its labels: the step is compiled for images alone."""
+
+    def __init__(self, feed: DeviceBatches):
+        self._feed = feed
+
+    def batch(self, step: int) -> Batch:
+        return {"image": self._feed.batch(step)["image"]}
+
+
 def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
     """Resolved config, a fresh state, the compiled update and the seconds it took to compile."""
     objective = load_objective(config.objective.name)
@@ -102,7 +112,8 @@ def bench_e2e(config: ConfigDict) -> Result:
         feeds: dict[str, Any] = {"loop": fixed}
         if config.data.path:
             loader = stack.enter_context(Loader(loader_config(config)))
-            feeds["data"] = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
+            batches = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
+            feeds["data"] = ImagesOnly(batches)
         steps, _, state = _run_bare(update, state, fixed.batch(0))
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *feeds)}
         for start in range(0, ROUNDS * steps, steps):

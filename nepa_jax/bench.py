@@ -49,6 +49,9 @@ class ImagesOnly:
 def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
     """Resolved config, a fresh state, the compiled update and the seconds it took to compile."""
     objective = load_objective(config.objective.name)
+    checked = ConfigDict(config.to_dict())
+    checked.data.path = checked.data.path or "a step needs no data"
+    configs.validate(checked, getattr(objective, "problems", None))
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
     lowered = make_update(config, objective).lower(

@@ -199,7 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
         verbs,
         "demo",
         demo,
-        "the whole path on small real data, in about three minutes",
+        "the whole path on small real data, in about four minutes",
         "--workdir=runs/demo",
     )
     verb.add_argument("--workdir", default="runs/demo", help="folder for everything it makes")

@@ -281,7 +281,8 @@ def _run_problems(config: ConfigDict) -> list[str]:
         )
     if (optim.lr is None) == (optim.base_lr is None):
         problems.append(
-            f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try --config.optim.lr=none"
+            f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try "
+            + ("optim.base_lr=1.5e-4" if optim.lr is None else "optim.base_lr=none")
         )
     if optim.ema_decay is not None and not 0 <= optim.ema_decay < 1:
         problems.append(

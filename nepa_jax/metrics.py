@@ -58,10 +58,9 @@ def _step_of(line: str) -> int | None:
         return None
 
 
-def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
-    """The objects of a run's metrics.jsonl, half-written ones left out."""
-    lines = _lines(Path(workdir) / "metrics.jsonl")
-    return [json.loads(line) for line in lines if _step_of(line) is not None]
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The objects of a metrics.jsonl, half-written ones left out; none if there is no such file."""
+    return [json.loads(line) for line in _lines(Path(path)) if _step_of(line) is not None]
 
 
 class TensorBoardWriter:

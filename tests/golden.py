@@ -117,3 +117,20 @@ def assert_gradients(case: Case, grads: nnx.Module) -> None:
 def hidden_states(model: nnx.Module, images: jax.Array, causal: bool) -> jax.Array:
     """Every hidden state of a model's ViT."""
     return model.vit.hidden_states(images, causal=causal)
+
+
+def assert_classifier(case: Case, model: nnx.Module, pooled: str) -> None:
+    """Features (under the reference's name ``pooled``), logits, loss and gradients."""
+    kind = type(model)
+    for compute, wanted in ((kind.features, pooled), (kind.__call__, "out.logits")):
+        found = jax.jit(compute)(model, case.images)
+        np.testing.assert_allclose(found, case.arrays[wanted], atol=OUTPUT_ATOL, err_msg=wanted)
+    batch = {
+        "image": case.images,
+        "row": jnp.arange(len(case.images)),
+        "label": jnp.asarray(case.arrays["input.labels"]),
+    }
+    grad = jax.jit(jax.value_and_grad(case.objective().loss, has_aux=True))
+    (loss, _), grads = grad(model, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
+    assert_gradients(case, grads)

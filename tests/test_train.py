@@ -40,6 +40,10 @@ def final_arrays(method: str, workdir: Path, step: int, **changes: str) -> dict[
     }
 
 
+def logged(workdir: Path) -> list[dict[str, float]]:
+    return read_metrics(workdir / "metrics.jsonl")
+
+
 def assert_bitwise_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys() and any("/mu/" in name for name in a)
     for name, value in a.items():
@@ -72,14 +76,14 @@ def test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one(dataset, tm
     assert_bitwise_equal(
         final_arrays("nepa", calm, 40, **changes), final_arrays("nepa", killed, 40, **changes)
     )
-    calm_log, killed_log = read_metrics(calm), read_metrics(killed)
+    calm_log, killed_log = logged(calm), logged(killed)
     assert [row["step"] for row in killed_log] == list(range(1, 41))
     assert [row["train/loss"] for row in killed_log] == [row["train/loss"] for row in calm_log]
 
 
 def test_metrics_hold_what_is_promised(dataset, tmp_path):
     pretrain(small.config("mae", dataset), str(tmp_path))
-    rows = read_metrics(tmp_path)
+    rows = logged(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     promised = {
         "train/loss", "train/grad_norm", "train/lr", "train/loss_mean_patch", "train/skipped_steps",
@@ -94,7 +98,7 @@ def test_a_run_can_be_made_longer_and_says_so(dataset, tmp_path, capsys):
     pretrain(small.config("nepa", dataset), str(tmp_path))
     pretrain(small.config("nepa", dataset, schedule__total_steps="8"), str(tmp_path))
     assert "resuming at step 6, with schedule.total_steps: 6 -> 8" in capsys.readouterr().out
-    assert read_metrics(tmp_path)[-1]["step"] == 8
+    assert logged(tmp_path)[-1]["step"] == 8
 
 
 def test_a_workdir_of_another_run_is_refused(dataset, tmp_path):
@@ -154,7 +158,7 @@ def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(
     config = small.config("nepa", dataset, schedule__total_steps="30", optim__base_lr="1.0")
     config.objective.name = "toy_objective"
     state = pretrain(config, str(tmp_path / "run"))
-    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run")]
+    losses = [row["train/loss"] for row in logged(tmp_path / "run")]
     assert losses[-1] < losses[0]
     assert float(jax.numpy.abs(state.extra["teacher"].map.kernel[...]).sum()) > 0
 

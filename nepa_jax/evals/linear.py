@@ -11,17 +11,6 @@ from sklearn.preprocessing import StandardScaler
 MAX_ITERATIONS = 60
 
 
-def accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-) -> float:
-    """Share of test images that :func:`predict` gets right, in [0, 1]."""
-    predictions = predict(train_features, train_labels, test_features)
-    return float(np.mean(predictions == test_labels))
-
-
 def predict(
     train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray
 ) -> np.ndarray:

@@ -12,7 +12,7 @@ from nepa_jax.objectives.base import (
     Features,
     Metrics,
     count_parameters,
-    pick_layer,
+    encode_vit,
 )  # fmt: skip
 
 NAME = "nepa_jax.export.encoder"
@@ -40,10 +40,7 @@ def loss(model: Encoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metri
 
 def encode(model: Encoder, images: jax.Array, layer: int | None = -1) -> Features:
     """Features of all patches; a model without a final norm gives its last block's output."""
-    states = model.vit.hidden_states(images, causal=model.causal)
-    norm = model.vit.norm if model.vit.config.final_norm else lambda tokens: tokens
-    tokens = pick_layer(states, norm, layer)
-    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+    return encode_vit(model.vit, images, layer, causal=model.causal)
 
 
 def describe(config: ConfigDict) -> Description:
@@ -53,9 +50,13 @@ def describe(config: ConfigDict) -> Description:
     )
 
 
+def is_causal(config: ConfigDict) -> bool:
+    """Whether a run's encoder attends under the causal mask."""
+    return config.objective.name.endswith(".nepa") or bool(config.objective.get("causal", False))
+
+
 def encoder_config(config: ConfigDict) -> ConfigDict:
     """The config of a run's encoder alone."""
     alone = ConfigDict(config.to_dict())
-    causal = config.objective.name.endswith(".nepa") or bool(config.objective.get("causal", False))
-    alone.objective = ConfigDict(dict(name=NAME, causal=causal))
+    alone.objective = ConfigDict(dict(name=NAME, causal=is_causal(config)))
     return alone

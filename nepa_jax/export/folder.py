@@ -222,5 +222,5 @@ def image_processor(config: ConfigDict) -> dict[str, Any]:
 
 def last_metrics(workdir: str) -> dict[str, float]:
     """The last line of a run's metrics.jsonl, {} if it has none."""
-    lines = read_metrics(workdir)
+    lines = read_metrics(Path(workdir) / "metrics.jsonl")
     return lines[-1] if lines else {}

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from nepa_jax.errors import UserError
+from nepa_jax.export.encoder import is_causal
 from nepa_jax.export.sources import open_source
 from nepa_jax.loading import Loaded, load
 
@@ -101,9 +102,7 @@ def normalised(images: np.ndarray, model) -> np.ndarray:  # noqa: ANN001
 
 def our_states(loaded: Loaded, images: np.ndarray) -> dict[str, np.ndarray]:
     """``embedding``, ``layer 1`` … and ``norm`` of our model in float32, each [B, 1 + N, D]."""
-    objective = loaded.config.objective
-    causal = objective.name.endswith(".nepa") or bool(objective.get("causal", False))
-    states = np.asarray(_states(loaded.model, images, causal))
+    states = np.asarray(_states(loaded.model, images, is_causal(loaded.config)))
     named = {f"layer {index}": state for index, state in enumerate(states)}
     named["embedding"] = named.pop("layer 0")
     if loaded.model.vit.config.final_norm:

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax.errors import UserError
+from nepa_jax.models.vit import ViT
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -87,20 +88,22 @@ def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"])
 
 
-def pick_layer(states: jax.Array, norm: nnx.LayerNorm, layer: int | None) -> jax.Array:
-    """Takes one of hidden states [depth + 1, B, T, D], the last one after the final norm.
+def encode_vit(vit: ViT, images: jax.Array, layer: int | None, *, causal: bool) -> Features:
+    """Features from one of a ViT's hidden states, the last one after the final norm if it has one.
 
     Raises:
         UserError: the layer does not exist.
     """
+    states = vit.hidden_states(images, causal=causal)
     depth = states.shape[0] - 1
-    if layer is None:
-        return jnp.concatenate([states[:-1], norm(states[-1:])])
-    if not -depth - 1 <= layer <= depth:
+    if layer is not None and not -depth - 1 <= layer <= depth:
         raise UserError(
             f"layer {layer} does not exist; choose -{depth + 1} … {depth} (0 = embedding)"
         )
-    return norm(states[layer]) if layer in (-1, depth) else states[layer]
+    if vit.config.final_norm:
+        states = jnp.concatenate([states[:-1], vit.norm(states[-1:])])
+    tokens = states if layer is None else states[layer]
+    return Features(tokens[..., 1:, :], tokens[..., 0, :], vit.grid(images))
 
 
 def count_parameters(

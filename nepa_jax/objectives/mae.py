@@ -20,8 +20,8 @@ from nepa_jax.objectives.base import (
     Features,
     Metrics,
     count_parameters,
+    encode_vit,
     image_keys,
-    pick_layer,
 )  # fmt: skip
 
 
@@ -149,9 +149,7 @@ def reconstruct(model: MAE, images: jax.Array, noise: jax.Array) -> tuple[jax.Ar
 
 def encode(model: MAE, images: jax.Array, layer: int | None = -1) -> Features:
     """Features of the whole image: nothing is masked."""
-    states = model.vit.hidden_states(images, causal=False)
-    tokens = pick_layer(states, model.vit.norm, layer)
-    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+    return encode_vit(model.vit, images, layer, causal=False)
 
 
 def describe(config: ConfigDict) -> Description:

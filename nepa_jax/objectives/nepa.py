@@ -20,8 +20,8 @@ from nepa_jax.objectives.base import (
     Features,
     Metrics,
     count_parameters,
+    encode_vit,
     image_keys,
-    pick_layer,
 )  # fmt: skip
 
 
@@ -82,9 +82,7 @@ def spread(x: jax.Array) -> jax.Array:
 
 def encode(model: NEPA, images: jax.Array, layer: int | None = -1) -> Features:
     """Features of all N patches under the causal mask they were pretrained with."""
-    states = model.vit.hidden_states(images, causal=True)
-    tokens = pick_layer(states, model.vit.norm, layer)
-    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+    return encode_vit(model.vit, images, layer, causal=True)
 
 
 def describe(config: ConfigDict) -> Description:

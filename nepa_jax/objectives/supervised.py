@@ -15,8 +15,8 @@ from nepa_jax.objectives.base import (
     Features,
     Metrics,
     count_parameters,
+    encode_vit,
     image_keys,
-    pick_layer,
 )  # fmt: skip
 
 
@@ -36,10 +36,7 @@ def loss(model: Classifier, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
 
 def encode(model: Classifier, images: jax.Array, layer: int | None = -1) -> Features:
     """Features under the attention mask the model is trained with."""
-    states = model.vit.hidden_states(images, causal=model.causal)
-    norm = model.vit.norm if model.vit.config.final_norm else lambda tokens: tokens
-    tokens = pick_layer(states, norm, layer)
-    return Features(tokens[..., 1:, :], tokens[..., 0, :], model.vit.grid(images))
+    return encode_vit(model.vit, images, layer, causal=model.causal)
 
 
 def describe(config: ConfigDict) -> Description:

@@ -1,6 +1,5 @@
 """Training curves from one or more metrics.jsonl."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from nepa_jax.errors import UserError
+from nepa_jax.metrics import read_metrics
 from nepa_jax.visualize import style
 
 
@@ -22,31 +22,19 @@ class Curve(NamedTuple):
 Curves = dict[str, Curve]
 
 
-def read_metrics(path: str | Path) -> Curves:
+def read_curves(path: str | Path) -> Curves:
     """Reads the logged metrics of a run, by key.
 
-    A last line that a killed run left unfinished is passed over; of a step that was logged twice,
-    by a run that went back to a checkpoint, the later line counts.
+    Of a step that was logged twice, by a run that went back to a checkpoint, the later line counts.
 
     Raises:
-        UserError: no such file, or there is no logged step in it.
+        UserError: there is no logged step in it, or no such file.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read metrics {str(path)!r} ({error.strerror})") from error
-    rows = {row["step"]: row for line in lines if (row := _parse(line)) and "train/loss" in row}
+    rows = {row["step"]: row for row in read_metrics(path) if "train/loss" in row}
     if not rows:
         raise UserError(f"{str(path)!r} holds no training step: let the run log at least once")
     ordered = [rows[step] for step in sorted(rows)]
     return {key: _curve(ordered, key) for key in sorted(set().union(*ordered)) if key != "step"}
-
-
-def _parse(line: str) -> dict[str, float] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _curve(rows: list[dict[str, float]], key: str) -> Curve:
@@ -61,7 +49,7 @@ def draw(runs: Mapping[str, str | Path], path: str | Path) -> Path:
         runs: name -> metrics.jsonl; "nepa" and "mae" get their own colours.
         path: where the PNG goes.
     """
-    curves = {name: read_metrics(source) for name, source in runs.items()}
+    curves = {name: read_curves(source) for name, source in runs.items()}
     made = style.figure(max(8.0, 4.2 * len(curves)), 6.2)
     cells, half = made.add_gridspec(2, 2 * len(curves)), len(curves)
     for index, (name, run) in enumerate(curves.items()):

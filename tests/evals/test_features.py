@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+import small
 from flax import nnx
-from tiny import tiny_config
 
 from nepa_jax.errors import UserError
 from nepa_jax.evals import features
@@ -12,12 +12,12 @@ from nepa_jax.objectives import nepa
 
 @pytest.fixture(scope="module")
 def model():
-    return nepa.init_model(tiny_config("nepa"), nnx.Rngs(0))
+    return nepa.init_model(small.resolved("nepa"), nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3)).astype(np.uint8)
 
 
 def extract(model, images, batch_size, *args):
@@ -26,7 +26,7 @@ def extract(model, images, batch_size, *args):
 
 def test_every_layer_is_there(model, images):
     out = extract(model, images, 4)
-    assert out.shape == (3, 10, 16) and out.dtype == np.float32
+    assert out.shape == (3, 10, 32) and out.dtype == np.float32
 
 
 @pytest.mark.parametrize("pool", features.POOLS)
@@ -44,7 +44,7 @@ def test_is_deterministic(model, images):
 def test_one_layer_is_that_of_all(model, images, layer):
     every = extract(model, images, 10)
     one = extract(model, images, 10, "mean", layer)
-    assert one.shape == (1, 10, 16)
+    assert one.shape == (1, 10, 32)
     np.testing.assert_allclose(one[0], every[layer], atol=1e-6)
 
 

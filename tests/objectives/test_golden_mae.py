@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import LOSS_ATOL, OUTPUT_ATOL, assert_gradients, hidden_states
+from golden import LOSS_ATOL, OUTPUT_ATOL, assert_classifier, assert_gradients, hidden_states
 
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import num_kept, random_masking
 from nepa_jax.models.posemb import sincos_table
-from nepa_jax.objectives import mae, supervised
+from nepa_jax.objectives import mae
 
 PRETRAINING = ["mae_tiny_normpix", "mae_tiny_raw", "mae_tiny_m95"]
 
@@ -72,26 +72,7 @@ def test_classifier_matches():
     states = hidden_states(model, case.images, causal=False)
     for layer, state in enumerate(states[1:]):
         np.testing.assert_allclose(state, case.arrays[f"out.encoder.{layer}"], atol=OUTPUT_ATOL)
-    np.testing.assert_allclose(
-        jax.jit(type(model).features)(model, case.images),
-        case.arrays["out.features"],
-        atol=OUTPUT_ATOL,
-    )
-    np.testing.assert_allclose(
-        jax.jit(type(model).__call__)(model, case.images),
-        case.arrays["out.logits"],
-        atol=OUTPUT_ATOL,
-    )
-    batch = {
-        "image": case.images,
-        "row": jnp.arange(len(case.images)),
-        "label": jnp.asarray(case.arrays["input.labels"]),
-    }
-    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(
-        model, batch, jax.random.key(0)
-    )
-    np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
-    assert_gradients(case, grads)
+    assert_classifier(case, model, "out.features")
 
 
 @pytest.mark.parametrize(

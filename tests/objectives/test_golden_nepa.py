@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import LOSS_ATOL, OUTPUT_ATOL, assert_gradients, hidden_states
+from golden import LOSS_ATOL, OUTPUT_ATOL, assert_classifier, assert_gradients, hidden_states
 
 from nepa_jax import optim, step
 from nepa_jax.models import rope
-from nepa_jax.objectives import nepa, supervised
+from nepa_jax.objectives import nepa
 
 PRETRAINING = ["nepa_gelu", "nepa_swiglu_affine"]
 
@@ -55,26 +55,7 @@ def test_classifier_matches():
         np.testing.assert_allclose(
             state, case.arrays[f"out.hidden_states.{layer}"], atol=OUTPUT_ATOL
         )
-    np.testing.assert_allclose(
-        jax.jit(type(model).features)(model, case.images),
-        case.arrays["out.pooled"],
-        atol=OUTPUT_ATOL,
-    )
-    np.testing.assert_allclose(
-        jax.jit(type(model).__call__)(model, case.images),
-        case.arrays["out.logits"],
-        atol=OUTPUT_ATOL,
-    )
-    batch = {
-        "image": case.images,
-        "row": jnp.arange(len(case.images)),
-        "label": jnp.asarray(case.arrays["input.labels"]),
-    }
-    (loss, _), grads = jax.jit(jax.value_and_grad(supervised.loss, has_aux=True))(
-        model, batch, jax.random.key(0)
-    )
-    np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
-    assert_gradients(case, grads)
+    assert_classifier(case, model, "out.pooled")
 
 
 @pytest.mark.parametrize("entry", range(4))

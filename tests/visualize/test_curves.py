@@ -33,7 +33,7 @@ def test_one_run_and_two_runs_are_drawn(runs, tmp_path):
 
 
 def test_reads_what_was_logged(runs):
-    loss = curves.read_metrics(runs["nepa"])["train/loss"]
+    loss = curves.read_curves(runs["nepa"])["train/loss"]
     np.testing.assert_array_equal(loss.steps, np.arange(1, 30))
     np.testing.assert_allclose(loss.values, 1 / np.arange(1, 30))
 
@@ -42,7 +42,7 @@ def test_cut_line_and_repeated_steps(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [row(1, {}), row(2, {"x": 5}), row(1, {"x": 7}), '{"step": 2, "eval/knn": 0.5}']
     path.write_text("\n".join([*lines, '{"step": 3, "train/lo']))
-    read = curves.read_metrics(path)
+    read = curves.read_curves(path)
     np.testing.assert_array_equal(read["train/loss"].steps, [1, 2])
     np.testing.assert_array_equal(read["x"].values, [7, 5])
 
@@ -51,4 +51,4 @@ def test_nothing_to_draw_is_the_users_error(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     for name in ("empty.jsonl", "absent.jsonl"):
         with pytest.raises(UserError, match=name):
-            curves.read_metrics(tmp_path / name)
+            curves.read_curves(tmp_path / name)

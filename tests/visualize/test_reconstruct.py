@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 from pictures import assert_picture
-from tiny import tiny_config
 
 from nepa_jax.objectives import mae
 from nepa_jax.visualize import reconstruct
@@ -13,12 +13,12 @@ from nepa_jax.visualize import reconstruct
 
 @pytest.fixture(scope="module")
 def model():
-    return mae.init_model(tiny_config("mae"), nnx.Rngs(0))
+    return mae.init_model(small.resolved("mae"), nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
 
 
 def test_picture_is_written(model, images, tmp_path):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 from pictures import assert_picture
-from tiny import tiny_config
 
 from nepa_jax.objectives import nepa
 from nepa_jax.visualize import similarity
@@ -14,12 +14,12 @@ from nepa_jax.visualize import similarity
 
 @pytest.fixture(scope="module")
 def model():
-    return nepa.init_model(tiny_config("nepa"), nnx.Rngs(0))
+    return nepa.init_model(small.resolved("nepa"), nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
 
 
 def test_picture_is_written(model, images, tmp_path):

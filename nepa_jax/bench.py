@@ -43,7 +43,8 @@ class ImagesOnly:
         self._feed = feed
 
     def batch(self, step: int) -> Batch:
-        return {"image": self._feed.batch(step)["image"]}
+        batch = self._feed.batch(step)
+        return {"image": batch["image"], "row": batch["row"]}
 
 
 def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
@@ -54,7 +55,7 @@ def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float
     configs.validate(checked, getattr(objective, "problems", None))
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
-    lowered = make_update(config, objective).lower(
+    lowered = make_update(config, objective, mesh).lower(
         abstract_state(config, objective, mesh), FixedBatches(config).batch(0)
     )
     began = time.perf_counter()

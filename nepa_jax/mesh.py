@@ -1,69 +1,199 @@
 """Devices and shardings. The only place that knows mesh axes.
 
-Models name the axes of their parameters; the table here says on which mesh axis each name lies.
+Models name the axes of their parameters and activations; the two tables here say on which mesh axis
+each name lies. Every way to spread a run is a choice of three sizes:
+
+    data=-1 fsdp=1  tensor=1    data parallel: every device holds all parameters, as under pmap
+    data=-1 fsdp=16 tensor=1    fully sharded (ZeRO-3): 16 devices share one copy of everything
+    data=-1 fsdp=1  tensor=4    tensor parallel: 4 devices share the heads and the MLP of each layer
+
+and they combine.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from nepa_jax.errors import UserError
+from nepa_jax.trees import leaf_name
 
-# Images of a batch are spread over all devices.
-BATCH_AXES = ("data", "fsdp", "tensor")
-
-# Logical parameter axis -> mesh axis; a name that is not here is replicated. Empty: every device
-# holds all parameters (data parallel).
-PARAMETER_RULES: dict[str, str] = {}
+# Logical axis -> mesh axis. A name that is not here is not split.
+PARAMETER_RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
+ACTIVATION_RULES = {"batch": ("data", "fsdp"), "heads": "tensor", "mlp": "tensor"}
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """The (data, fsdp, tensor) mesh of all devices of all hosts.
 
+    Several slices of TPUs are joined along ``data``, whose one gradient reduction a step is all that
+    then goes over the slower network between them.
+
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or the batch does not divide.
     """
-    sizes, devices = dict(config.mesh), jax.devices()
-    free = [name for name, size in sizes.items() if size == -1]
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        places = _joined_slices(shape, slices, devices)
+        return Mesh(places, tuple(shape), axis_types=(AxisType.Auto,) * 3)
+    axis_types = (AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types, devices=devices)
+
+
+def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
+    """Sizes of data, fsdp and tensor, with -1 filled in.
+
+    Raises:
+        UserError: they do not multiply to the number of devices, or the batch does not divide.
+    """
+    sizes = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(free) > 1 or fixed < 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    if len(free) > 1 or fixed < 1 or num_devices % fixed or (not free and fixed != num_devices):
         raise UserError(
-            f"mesh = {sizes}: does not fit {len(devices)} devices; try --config.mesh.data=-1"
+            f"mesh = {sizes}: does not fit {num_devices} devices; try --config.mesh.data=-1"
         )
-    shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+    shape = {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}
+    images, parts = config.data.batch_size, shape["data"] * shape["fsdp"]
+    if images % (parts * config.optim.accum_steps):
+        least = parts * config.optim.accum_steps
+        raise UserError(
+            f"data.batch_size = {images}: {parts} devices take part of it, in "
+            f"optim.accum_steps = {config.optim.accum_steps} parts; "
+            f"try --config.data.batch_size={max(images // least, 1) * least}"
+        )
+    return shape
+
+
+def _joined_slices(shape: dict[str, int], slices: int, devices: list[jax.Device]) -> np.ndarray:
+    if shape["data"] % slices:
+        raise UserError(
+            f"mesh.data = {shape['data']}: {slices} slices are joined along it; try a multiple"
+        )
+    inside = (shape["data"] // slices, shape["fsdp"], shape["tensor"])
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+
+
+# Activations
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Lays an activation out by the logical names of its axes; outside of a mesh does nothing.
+
+    Without it the compiler may gather whole activations to save the gathering of weights.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.ndim, ACTIVATION_RULES))
+
+
+# Batches
+
+
+class Part(NamedTuple):
+    """The rows of every batch that a host feeds: one of ``count`` equal blocks."""
+
+    index: int
+    count: int
+    shards: tuple[int, ...]  # places of its devices along the batch, in order
+
+
+def host_part(mesh: Mesh) -> Part:
+    """This host's part. Hosts whose devices share rows, under tensor parallelism, feed the same.
+
+    Raises:
+        UserError: some hosts share a part of their rows only.
+    """
+    places = dict(np.ndenumerate(mesh.devices))
+    shards: dict[int, set[int]] = {}
+    for (data, fsdp, _), device in places.items():
+        shards.setdefault(device.process_index, set()).add(data * mesh.shape["fsdp"] + fsdp)
+    blocks = sorted({tuple(sorted(rows)) for rows in shards.values()})
+    if sum(map(len, blocks)) != mesh.shape["data"] * mesh.shape["fsdp"]:
+        raise UserError(
+            f"mesh = {dict(mesh.shape)}: the hosts share rows of the batch unevenly; make mesh.tensor "
+            "a divisor or a multiple of the devices per host"
+        )
+    mine = tuple(sorted(shards[jax.process_index()]))
+    return Part(blocks.index(mine), len(blocks), mine)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over all devices."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """Rows of a batch over the devices that see different images."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATION_RULES["batch"]))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows [B / hosts, …] as part of global device arrays [B, …]."""
-    sharding = batch_sharding(mesh)
+    """This host's rows [B / parts, …] as part of global device arrays [B, …].
+
+    Adds ``row`` int32 [B], the rows' numbers in the batch: on which device a row comes to lie
+    depends on the mesh, and nothing else may.
+    """
+    part, sharding = host_part(mesh), batch_sharding(mesh)
+    size = len(next(iter(batch.values())))
+    rows = np.arange(part.index * size, (part.index + 1) * size, dtype=np.int32)
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+        name: _spread(values, part, sharding) for name, values in (batch | {"row": rows}).items()
     }
 
 
+def _spread(rows: np.ndarray, part: Part, sharding: NamedSharding) -> jax.Array:
+    size = len(rows) // len(part.shards)  # rows of a device
+
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        place = part.shards.index((index[0].start or 0) // size)
+        return rows[place * size : (place + 1) * size]
+
+    shape = (len(rows) * part.count, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, of_device)
+
+
+# States
+
+
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a state whose parameters carry logical axis names."""
+    """A sharding for every leaf of a state whose parameters carry logical axis names.
 
-    def shardings(node: Any) -> Any:
+    Moments and averages have the names of their parameters, and so lie where those do.
+
+    Raises:
+        UserError: a mesh axis does not divide the axis of a parameter.
+    """
+
+    def shardings(path: tuple[Any, ...], node: Any) -> Any:
         axes = node.get_metadata().get("axes", ()) if isinstance(node, nnx.Variable) else ()
-        return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(axes, leaf.ndim)), node)
+        return jax.tree.map(lambda leaf: _sharding(leaf, axes, mesh, leaf_name(path)), node)
 
-    return jax.tree.map(shardings, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(shardings, state, is_leaf=is_leaf)
 
 
-def _spec(axes: tuple[str, ...], ndim: int) -> PartitionSpec:
+def _sharding(leaf: Any, axes: tuple[str, ...], mesh: Mesh, name: str) -> NamedSharding:
+    spec = _spec(axes, leaf.ndim, PARAMETER_RULES)
+    for size, axis in zip(leaf.shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UserError(
+                f"mesh.{axis} = {mesh.shape[axis]}: does not divide an axis of {size} in {name}; "
+                f"try --config.mesh.{axis}={int(np.gcd(size, mesh.shape[axis]))}"
+            )
+    return NamedSharding(mesh, spec)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _spec(axes: tuple[str | None, ...], ndim: int, rules: dict[str, Any]) -> PartitionSpec:
     """Axes are named from the last; a stack's layer axis in front has no name and is not split."""
     if len(axes) > ndim:
         return PartitionSpec()
-    names = [PARAMETER_RULES.get(axis) for axis in axes]
+    names = [rules.get(axis) for axis in axes]
     return PartitionSpec(*[None] * (ndim - len(names)), *names)

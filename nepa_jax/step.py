@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nepa_jax.mesh import state_shardings
+from nepa_jax.mesh import replicated, state_shardings
 from nepa_jax.objectives.base import Batch, Metrics, Objective, after_update
 from nepa_jax.optim import learning_rate, make_optimizer
 
@@ -63,8 +63,8 @@ def create_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainS
     return jax.jit(lambda: init_state(config, objective), out_shardings=shardings)()
 
 
-def make_update(config: ConfigDict, objective: Objective) -> Update:
-    """The jitted update; the state that goes in is donated.
+def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
+    """The jitted update on a mesh; the state that goes in is donated.
 
     One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss or
     gradient is not finite changes nothing and is counted.
@@ -73,9 +73,10 @@ def make_update(config: ConfigDict, objective: Objective) -> Update:
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-        loss, metrics, grads = gradients(
-            objective, state.model, batch, key, config.optim.accum_steps
-        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            loss, metrics, grads = gradients(
+                objective, state.model, batch, key, config.optim.accum_steps
+            )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
@@ -109,7 +110,8 @@ def make_update(config: ConfigDict, objective: Objective) -> Update:
             "skipped_in_a_row": state.skipped_in_a_row,
         }
 
-    return jax.jit(update, donate_argnums=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def gradients(
@@ -117,7 +119,6 @@ def gradients(
 ) -> tuple[jax.Array, Metrics, nnx.Module]:
     """Loss, metrics and gradients of the mean over the batch; microbatches one after the other."""
     grad = jax.value_and_grad(objective.loss, has_aux=True)
-    batch = batch | {"row": jnp.arange(batch["image"].shape[0])}
     if accum_steps == 1:
         (loss, metrics), grads = grad(model, batch, key)
         return loss, metrics, grads

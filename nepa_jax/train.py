@@ -19,7 +19,7 @@ from nepa_jax.checkpoint import Checkpoints, Provenance, check_same_run
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.errors import UserError
 from nepa_jax.hooks import CheckpointHook, Hook, MetricsHook, Report, skip_guard
-from nepa_jax.mesh import batch_sharding, make_mesh, put_batch
+from nepa_jax.mesh import batch_sharding, host_part, make_mesh, put_batch
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Batch, Objective, load_objective
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
@@ -129,7 +129,7 @@ class Run:
         """The update, compiled for this run's shapes before any data is read."""
         began = time.perf_counter()
         state = abstract_state(self.config, self.objective, self.mesh)
-        update = make_update(self.config, self.objective)
+        update = make_update(self.config, self.objective, self.mesh)
         compiled = update.lower(state, self._abstract_batch()).compile()
         say(f"compiled the step in {time.perf_counter() - began:.1f} s")
         return compiled
@@ -138,8 +138,8 @@ class Run:
         data, sharding = self.loader.config, batch_sharding(self.mesh)
         images = (data.batch_size, *data.image_size, data.channels)
         batch = {"image": jax.ShapeDtypeStruct(images, np.uint8, sharding=sharding)}
-        if self.loader.records.labelled:
-            batch["label"] = jax.ShapeDtypeStruct(images[:1], np.int32, sharding=sharding)
+        for name in ("row", "label") if self.loader.records.labelled else ("row",):
+            batch[name] = jax.ShapeDtypeStruct(images[:1], np.int32, sharding=sharding)
         return batch
 
     @contextmanager
@@ -180,11 +180,10 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     configs.validate(config, getattr(objective, "problems", None))
     folder = writable_folder(workdir)
     keep_compiled_programs(folder)
-    loader = stack.enter_context(
-        Loader(loader_config(config), jax.process_index(), jax.process_count())
-    )
+    mesh = make_mesh(config)
+    part = host_part(mesh)
+    loader = stack.enter_context(Loader(loader_config(config), part.index, part.count))
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
-    mesh = make_mesh(resolved)
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)

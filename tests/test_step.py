@@ -18,7 +18,7 @@ def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):
     config = small.resolved(method, data__batch_size=str(batch_size), **changes)
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
     history = []
     for step in range(steps):
         state, metrics = update(
@@ -54,7 +54,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(method):
     config = small.resolved(method)
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
     batch = put_batch({"image": small.images(8)}, mesh)
     state, _ = update(state, batch)
     before = leaves((state.model, state.opt_state, state.ema))
@@ -76,7 +76,7 @@ def test_the_average_follows_the_model():
     )
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective)
+    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
     average = leaves(state.model)
     for seed in range(3):
         state, _ = update(state, put_batch({"image": small.images(8, seed)}, mesh))

@@ -9,8 +9,8 @@ from flax import nnx
 from nepa_jax.models import posemb
 from nepa_jax.models.layers import (
     TOKEN_INIT,
+    Linear,
     layer_norm,
-    linear,
     run_blocks,
     stack_blocks,
 )
@@ -35,11 +35,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ViTConfig, encoder_dim: int, rngs: nnx.Rngs):
         dim = config.embed_dim
-        self.embed = linear((encoder_dim,), (dim,), ("embed", "decoder_embed"), config, rngs)
+        self.embed = Linear((encoder_dim,), (dim,), ("embed", "decoder_embed"), config, rngs)
         self.mask_token = nnx.Param(TOKEN_INIT(rngs.params(), (dim,)), axes=("norm",))
         self.blocks = stack_blocks(config, rngs)
         self.norm = layer_norm(dim, config.norm_eps, rngs)
-        self.pred = linear((dim,), (config.patch_dim,), ("embed", "patch"), config, rngs)
+        self.pred = Linear((dim,), (config.patch_dim,), ("embed", "patch"), config, rngs)
         self.config = config
 
     def tokens(self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from nepa_jax.mesh import constrain
 from nepa_jax.models.rope import RopeTable, rotate
 
 
@@ -86,16 +87,23 @@ def layer_norm(
     )  # fmt: skip
 
 
-def linear(
-    inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str, ...],
-    config: BlockConfig, rngs: nnx.Rngs,
-) -> nnx.LinearGeneral:  # fmt: skip
+class Linear(nnx.LinearGeneral):
     """A linear map over the last ``len(inputs)`` axes, with named kernel axes and a bias."""
-    return nnx.LinearGeneral(
-        inputs, outputs, axis=tuple(range(-len(inputs), 0)), dtype=jnp.dtype(config.dtype),
-        kernel_init=KERNEL_INITS[config.init], kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[len(inputs) :]}, rngs=rngs,
-    )  # fmt: skip
+
+    def __init__(
+        self, inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str, ...],
+        config: BlockConfig, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        super().__init__(
+            inputs, outputs, axis=tuple(range(-len(inputs), 0)), dtype=jnp.dtype(config.dtype),
+            kernel_init=KERNEL_INITS[config.init], kernel_metadata={"axes": axes},
+            bias_metadata={"axes": axes[len(inputs) :]}, rngs=rngs,
+        )  # fmt: skip
+        self.output_axes = axes[len(inputs) :]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, *inputs] -> [B, T, *outputs]."""
+        return constrain(super().__call__(x), "batch", None, *self.output_axes)
 
 
 class Attention(nnx.Module):
@@ -103,10 +111,10 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
-        self.qkv = linear(
+        self.qkv = Linear(
             (dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs
         )
-        self.out = linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
+        self.out = Linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
         if config.qk_norm:
             affine = config.qk_norm_affine
             self.q_norm = layer_norm(head_dim, config.norm_eps, rngs, scale=affine, bias=False)
@@ -130,10 +138,10 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         dim, hidden = config.embed_dim, config.mlp_dim
-        self.up = linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
+        self.up = Linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
         if config.mlp == "swiglu":
-            self.gate = linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
-        self.down = linear((hidden,), (dim,), ("mlp", "embed"), config, rngs)
+            self.gate = Linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
+        self.down = Linear((hidden,), (dim,), ("mlp", "embed"), config, rngs)
         self.config = config
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -237,4 +245,5 @@ def run_blocks(
     if config.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
+    x = constrain(x, "batch", None, None)
     return jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))

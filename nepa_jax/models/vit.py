@@ -12,8 +12,8 @@ from nepa_jax.models import posemb, rope
 from nepa_jax.models.layers import (
     TOKEN_INIT,
     BlockConfig,
+    Linear,
     layer_norm,
-    linear,
     run_blocks,
     stack_blocks,
 )
@@ -79,7 +79,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
         dim = config.embed_dim
-        self.patch_embed = linear((config.patch_dim,), (dim,), ("patch", "embed"), config, rngs)
+        self.patch_embed = Linear((config.patch_dim,), (dim,), ("patch", "embed"), config, rngs)
         self.cls_token = nnx.Param(TOKEN_INIT(rngs.params(), (dim,)), axes=("norm",))
         if config.posemb == "learned":
             table = TOKEN_INIT(rngs.params(), (1 + config.num_patches, dim))

@@ -8,6 +8,7 @@ import pytest
 from golden import LOSS_ATOL, OUTPUT_ATOL, assert_classifier, assert_gradients, hidden_states
 
 from nepa_jax import optim, step
+from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.models import rope
 from nepa_jax.objectives import nepa
 
@@ -94,11 +95,14 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
     )
     config.schedule = dict(warmup_steps=5, total_steps=20, final_lr=0.0)
     config.run.seed = 0
+    config.mesh = dict(data=1, fsdp=1, tensor=1)
+    config.data = dict(batch_size=len(case.arrays["input.batches_u8"][0]))
+    mesh = make_mesh(config, jax.devices()[:1])
     state = step.init_state(config, nepa)
     state.model = case.model(pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    update = step.make_update(config, nepa)
+    update = step.make_update(config, nepa, mesh)
     for t, images in enumerate(case.arrays["input.batches_u8"]):
-        state, metrics = update(state, {"image": jnp.asarray(images.transpose(0, 2, 3, 1))})
+        state, metrics = update(state, put_batch({"image": images.transpose(0, 2, 3, 1)}, mesh))
         np.testing.assert_allclose(metrics["lr"], case.arrays["input.lr"][t], atol=1e-9)
         np.testing.assert_allclose(metrics["loss"], case.arrays["out.losses"][t], atol=LOSS_ATOL)
         np.testing.assert_allclose(

@@ -63,10 +63,14 @@ def load_run_config(args: argparse.Namespace) -> "ConfigDict":
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    config = load_run_config(args)
-    from nepa_jax.train import pretrain
+    from nepa_jax import distributed
 
-    pretrain(config, args.workdir)
+    distributed.start(args.coordinator, args.processes, args.process)
+    with distributed.failing_together():
+        config = load_run_config(args)
+        from nepa_jax.train import pretrain
+
+        pretrain(config, args.workdir)
     print(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
     print(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
 
@@ -237,6 +241,7 @@ def make_parser() -> argparse.ArgumentParser:
                "--config=configs/nepa.py:S/16 --config.data.path=DIR --workdir=W")  # fmt: skip
     add_config(verb)
     verb.add_argument("--workdir", required=True, help="folder for checkpoints and metrics")
+    add_hosts(verb)
 
     verb = add(
         verbs,
@@ -288,3 +293,14 @@ def add_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--config", required=True, help="FILE.py[:argument]; --config.KEY=VALUE overrides a key"
     )
+
+
+def add_hosts(verb: argparse.ArgumentParser) -> None:
+    hosts = verb.add_argument_group(
+        "several hosts",
+        "found by itself on TPU pods, GKE, Kubernetes and SLURM; elsewhere start the same command "
+        "on each host with --coordinator=10.0.0.2:8476 --processes=4 --process=0 (1, 2, 3)",
+    )
+    hosts.add_argument("--coordinator", help="HOST:PORT of process 0, the same on all hosts")
+    hosts.add_argument("--processes", type=int, help="how many processes there are")
+    hosts.add_argument("--process", type=int, help="which one this is, from 0")

@@ -1,0 +1,283 @@
+"""Several hosts as one run: start together, agree on what they run, stop at the same step."""
+
+import atexit
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import jax
+from jax._src import clusters
+from jax._src import distributed as jax_distributed
+from jax.experimental import multihost_utils
+
+from nepa_jax import rendezvous
+from nepa_jax.errors import UserError
+from nepa_jax.rendezvous import Place
+
+ARRIVAL_TIMEOUT_S = 300  # hosts of a pod start minutes apart: images are pulled, names spread
+CONNECT_TIMEOUT_S = 60  # of jax itself, once all have met
+HEARTBEAT_TIMEOUT_S = 30  # after a host died without a word, the others end within a minute
+COMPARE_TIMEOUT_S = 300  # the slowest host may still be opening its data
+LEAVE_TIMEOUT_S = 5  # after an error: do the others fail too?
+SAME_NOTICE_S = 1.0  # supervisors signal a process and its group: that is one notice
+
+
+def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins this process to the others of its run; does nothing if there are none.
+
+    Must be called before jax touches devices. From then on a host that dies ends the others with
+    an error within a minute, and SIGTERM is a notice that ``Preemption`` sees: it no longer ends
+    the process by itself.
+
+    Args:
+        coordinator: HOST:PORT of process 0; with None for all three, the values come from a TPU
+            pod's metadata, SLURM, GKE or Kubernetes, if this is such a place.
+        processes: how many there are.
+        process: which one this is, from 0.
+
+    Raises:
+        UserError: values are missing or wrong, the port is taken, the host is unknown, or not all
+            processes arrive within ``ARRIVAL_TIMEOUT_S``.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    local_devices = None
+    if all(value is None for value in given.values()):
+        coordinator, processes, process, local_devices = surroundings()
+        if coordinator is None and processes is None:
+            return
+        given = {"coordinator": coordinator, "processes": processes, "process": process}
+    place = checked(given)
+    if place.processes == 1:
+        return
+    print(f"process {place.process} of {place.processes}: joining {place.address}", flush=True)
+    rendezvous.meet(place, ARRIVAL_TIMEOUT_S)
+    jax.distributed.initialize(
+        place.address,
+        place.processes,
+        place.process,
+        local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=CONNECT_TIMEOUT_S,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+    )
+
+
+def surroundings() -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """Coordinator, processes, process and devices as jax finds them; all None on a lone machine.
+
+    Raises:
+        UserError: this is a cluster, but it does not tell all.
+    """
+    try:
+        return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, ARRIVAL_TIMEOUT_S
+        )
+    except Exception as error:  # whatever a metadata server or a cluster's API answers
+        raise UserError(
+            f"this looks like a cluster, but it does not say who belongs to the run ({error}); "
+            "give --coordinator=HOST:PORT --processes=N --process=I, or --coordinator=localhost:1234 "
+            "--processes=1 --process=0 for this machine alone"
+        ) from None
+
+
+def checked(given: Mapping[str, Any]) -> Place:
+    """The three values as a place.
+
+    Raises:
+        UserError: one is missing or wrong.
+    """
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        there = ", ".join(name for name in given if name not in missing)
+        raise UserError(f"{there} without {', '.join(missing)}; give all three, or none")
+    coordinator, processes, process = given.values()
+    host, colon, port = coordinator.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--coordinator={coordinator}: is not HOST:PORT; give for example 10.0.0.2:8476"
+        )
+    if processes < 1:
+        raise UserError(f"--processes={processes}: give the number of processes, 1 or more")
+    if not 0 <= process < processes:
+        raise UserError(
+            f"--process={process}: is not among the {processes} of --processes; "
+            f"give 0 to {processes - 1}, each once"
+        )
+    return Place(host.strip("[]"), int(port), processes, process)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Ends this process soon after an error, though others of its run still work.
+
+    Without it jax keeps a failed process waiting for the others, then aborts it. If all fail, as
+    with a mistake in the config, all end in the ordinary way; otherwise the others notice that
+    this one is gone.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized() and not all_fail():
+            # Runs before jax's own way out, after the error is printed. A process that is known to
+            # be alone must not wait for the others.
+            atexit.register(exit_at_once, 2 if isinstance(error, UserError) else 1)
+        raise
+
+
+def all_fail() -> bool:
+    """Whether every process comes here within some seconds."""
+    try:
+        client().wait_at_barrier("nepa_jax/failed", LEAVE_TIMEOUT_S * 1000)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def exit_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def client() -> Any:
+    """jax's connection to the coordinator: a key-value store and barriers for all processes."""
+    return jax_distributed.global_state.client
+
+
+# Handshake
+
+
+def compare_hosts(facts: Mapping[str, str]) -> None:
+    """Checks that all processes hold the same facts, such as the hash of the config.
+
+    All must call it, equally often. Does nothing for one process.
+
+    Raises:
+        UserError: on all of them alike, naming each fact that differs, its values and their
+            processes; or a process gave no facts within ``COMPARE_TIMEOUT_S``.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    rows = exchange(json.dumps({"name": socket.gethostname(), "facts": dict(facts)}))
+    hosts = [json.loads(row) for row in rows]
+    titles = [f"process {i} ({host['name']})" for i, host in enumerate(hosts)]
+    problems = differences([host["facts"] for host in hosts], titles)
+    if problems:
+        raise UserError(
+            f"the hosts differ: {'; '.join(problems)}; "
+            "start all with the same command, code, packages and data"
+        )
+
+
+def exchange(value: str) -> list[str]:
+    """Everyone's value, in order of the processes.
+
+    Raises:
+        UserError: some process gave none in time.
+    """
+    # Not jax.process_index(), which starts the devices: what differs may break just that.
+    me, processes = (
+        jax_distributed.global_state.process_id,
+        jax_distributed.global_state.num_processes,
+    )
+    # How often this process was here is kept in the store too: keys cannot be written twice.
+    turn = client().key_value_increment(f"nepa_jax/turns/{me}", 1)
+    client().key_value_set(f"nepa_jax/values/{turn}/{me}", value)
+    deadline = time.monotonic() + COMPARE_TIMEOUT_S
+    values = [read(f"nepa_jax/values/{turn}/{i}", i, deadline) for i in range(processes)]
+    # Process 0 holds the store: it must not leave before all have read.
+    client().wait_at_barrier(f"nepa_jax/values/{turn}", COMPARE_TIMEOUT_S * 1000)
+    return values
+
+
+def read(key: str, process: int, deadline: float) -> str:
+    remaining_s = max(deadline - time.monotonic(), 0.1)
+    try:
+        return client().blocking_key_value_get(key, int(remaining_s * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise UserError(
+            f"process {process} did not say what it runs within {COMPARE_TIMEOUT_S} s; see its log"
+        ) from None
+
+
+def differences(hosts: Sequence[Mapping[str, str]], titles: Sequence[str]) -> list[str]:
+    """One text for each fact that is not the same everywhere: most hosts' value, and the others."""
+    names = sorted({name for facts in hosts for name in facts})
+    found = []
+    for name in names:
+        values = [facts.get(name, "not given") for facts in hosts]
+        common = most_common(values)
+        if len(set(values)) == 1:
+            continue
+        others = [f"{value} on {title}" for value, title in zip(values, titles, strict=True) if value != common]  # fmt: skip
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        found.append(f"{name} is {common}, but {', '.join(others[:4])}{more}")
+    return found
+
+
+def most_common(values: Sequence[str]) -> str:
+    """The value of most; of process 0 if that is undecided."""
+    counts = Counter(values)
+    return max(values, key=lambda value: (counts[value], value == values[0]))
+
+
+# Preemption
+
+
+class Preemption:
+    """Whether the run was asked to stop: by SIGTERM, or by a notice that the platform sends so.
+
+    Several processes: jax's preemption service took SIGTERM over when the run started. A signal to
+    any of them makes ``requested`` true on all at one step, the first that none has passed; more
+    signals change nothing, so launchers end a run that does not obey with SIGKILL. Cloud TPUs turn
+    a maintenance notice into SIGTERM where Autocheckpoint is enabled; Kubernetes, SLURM and the
+    shutdown of a machine send it anyway.
+
+    One process: a handler of its own, while the context is open. A second SIGTERM ends the process
+    at once, as SIGINT always does.
+    """
+
+    def __init__(self) -> None:
+        self._noticed_at: float | None = None
+        self._former: Any = None
+        # Python allows signal handlers in the main thread only.
+        self._own_handler = (
+            not jax.distributed.is_initialized()
+            and threading.current_thread() is threading.main_thread()
+        )
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop now; all processes must ask at every step, with its number."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noticed_at is not None
+
+    def __enter__(self) -> "Preemption":
+        if self._own_handler:
+            self._former = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own_handler:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._noticed_at is None:
+            self._noticed_at = now
+            # Not print: the signal may have interrupted one.
+            os.write(2, b"SIGTERM: stopping after this step; a second one ends at once\n")
+        elif now - self._noticed_at > SAME_NOTICE_S:
+            signal.signal(signal.SIGTERM, self._former)
+            signal.raise_signal(signal.SIGTERM)

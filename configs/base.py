@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dtype="auto",  # of matrix products: bfloat16 on accelerators, float32 on the CPU
         remat="none",  # or "names", "dots", "full": what the backward pass computes again
         max_skipped_steps=10,  # non-finite steps in a row before the run stops
+        init_from="",  # workdir, exported folder or weights of another library to begin with
         allow_data_change=False,  # resume on another data set than the checkpoint's
     )
     return config

@@ -1,155 +1,152 @@
-"""Checkpoints by orbax: asynchronous, atomic, of plain arrays under the names of trees.py."""
+"""The checkpoints of a run by orbax: asynchronous, atomic, of arrays under the names of trees.py."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-import nepa_jax
-from nepa_jax.config import flat_keys, from_json, to_json
+from nepa_jax.checksums import checksums
+from nepa_jax.config import flat_keys
 from nepa_jax.errors import UserError
 from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.saved import (
+    Leaves,
+    Meta,
+    Provenance,
+    Saved,
+    Sound,
+    checkpoints_in,
+    nest,
+    newest_sound,
+)
 from nepa_jax.step import TrainState
 from nepa_jax.trees import named_leaves, with_leaves
 
 # What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
 FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
 
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-    """What a checkpoint says of the run it belongs to."""
-
-    config: ConfigDict
-    fingerprint: str  # of the data set
-    versions: Mapping[str, str]
-
-    @classmethod
-    def of(cls, config: ConfigDict, fingerprint: str) -> "Provenance":
-        versions = {
-            "nepa_jax": nepa_jax.__version__,
-            "jax": jax.__version__,
-            "orbax": ocp.__version__,
-        }
-        return cls(config, fingerprint, versions)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(
-            config=to_json(self.config), fingerprint=self.fingerprint, versions=dict(self.versions)
-        )
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Provenance":
-        return cls(from_json(saved["config"]), saved["fingerprint"], saved["versions"])
-
-
 # A checkpoint's parts, so that weights can be read without the optimizer's state.
-ITEMS = ("model", "ema", "rest")
+PARTS = ("model", "ema", "rest")
 
 
-def state_items(state: TrainState) -> dict[str, Any]:
+def state_parts(state: TrainState) -> dict[str, Leaves]:
     """The parts of a state that hold arrays, each as leaves by name."""
     rest = dataclasses.replace(state, model=None, ema=None)
     parts = {"model": state.model, "ema": state.ema, "rest": rest}
-    return {item: leaves for item, part in parts.items() if (leaves := named_leaves(part))}
+    return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, at ``WORKDIR/checkpoints/STEP``."""
+    """The checkpoints of the run in a workdir, at ``WORKDIR/checkpoints/STEP``.
+
+    That of step 0 holds imported weights alone; a run saves from step 1 on.
+    """
 
     def __init__(self, workdir: str, keep_last: int = 1, keep_every_steps: int = 0):
         keep = [policies.LatestN(keep_last)]
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ITEMS}
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
-            ),
-        )
-
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: TrainState, provenance: Provenance) -> None:
-        """Starts to save in the background; returns once the state may be changed."""
-        if step in self._manager.all_steps():
-            return
-        items = {
-            item: ocp.args.StandardSave(nest(leaves)) for item, leaves in state_items(state).items()
-        }
-        meta = ocp.args.JsonSave(provenance.to_dict())
-        self._manager.save(step, args=ocp.args.Composite(**items, meta=meta), force=True)
-
-    def provenance(self, step: int) -> Provenance:
-        """What the checkpoint of a step says of its run."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return Provenance.from_dict(restored.meta)
-
-    def restore(self, step: int, target: TrainState) -> TrainState:
-        """The state of a step in the shapes and on the devices of ``target``.
-
-        Raises:
-            UserError: the checkpoint holds other arrays than the run's config makes.
-        """
-        wanted = state_items(target)
-        found = self.restore_items(step, wanted)
-        model = with_leaves(target.model, found["model"])
-        ema = with_leaves(target.ema, found["ema"]) if "ema" in found else None
-        rest = with_leaves(dataclasses.replace(target, model=None, ema=None), found["rest"])
-        return dataclasses.replace(rest, model=model, ema=ema)
-
-    def restore_model(self, step: int, target: nnx.Module) -> nnx.Module:
-        """The weights of a step alone, in the shapes and on the devices of ``target``."""
-        return with_leaves(
-            target, self.restore_items(step, {"model": named_leaves(target)})["model"]
-        )
-
-    def restore_items(self, step: int, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Leaves by name of some of the parts, in the wanted shapes and shardings.
-
-        Raises:
-            UserError: the checkpoint holds other arrays.
-        """
-        metadata = self._manager.item_metadata(step)
-        for item, leaves in wanted.items():
-            self._check_arrays(step, leaves, getattr(metadata, item, None))
-        args = {item: ocp.args.StandardRestore(nest(leaves)) for item, leaves in wanted.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return {item: named_leaves(getattr(restored, item)) for item in wanted}
-
-    def _check_arrays(self, step: int, wanted: Mapping[str, Any], saved: Any) -> None:
-        shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(saved).items()}
-        differing = sorted(
-            name
-            for name in wanted.keys() | shapes.keys()
-            if name not in wanted or shapes.get(name) != tuple(wanted[name].shape)
-        )
-        if differing:
-            raise UserError(
-                f"checkpoint {self.folder / str(step)} holds other arrays than this config makes: "
-                f"{', '.join(differing[:5])}; use the config it was made with, or another --workdir"
+        handlers = {part: ocp.StandardCheckpointHandler() for part in (*PARTS, "checksums")}
+        with self._clear_errors():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    cleanup_tmp_directories=True,
+                ),
             )
 
-    def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+    def hold_weights(self) -> bool:
+        """Whether there are imported weights to begin the run with."""
+        return any(saved.step == 0 for saved in checkpoints_in(self.folder))
 
-    def close(self) -> None:
-        self._manager.close()
+    def save(self, step: int, state: TrainState, provenance: Provenance) -> None:
+        """Starts to save in the background; returns once the state may be changed.
+
+        Raises:
+            UserError: this or the previous save failed.
+        """
+        if step in self._manager.all_steps():
+            return
+        # The copy to the host waits for it too. Host devices could block one another otherwise.
+        parts = jax.block_until_ready(state_parts(state))
+        sums = {part: checksums(leaves) for part, leaves in parts.items()}
+        arrays = {part: ocp.args.StandardSave(nest(leaves)) for part, leaves in parts.items()}
+        args = ocp.args.Composite(
+            **arrays,
+            checksums=ocp.args.StandardSave(sums),
+            meta=ocp.args.JsonSave(Meta.of(provenance, parts).to_json()),
+        )
+        with self._clear_errors():
+            self._manager.save(step, args=args, force=True)
+
+    def check(self) -> None:
+        """Raises UserError if the save in the background has failed; does not wait for it."""
+        with self._clear_errors():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises UserError if it cannot be."""
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever its threads and the storage raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be saved ({reason}); free space there or allow "
+                "writing, then give the same command again: it goes on from the last checkpoint"
+            ) from error
+
+    def restore_latest(
+        self, target: TrainState, check: Callable[[Provenance], object]
+    ) -> "Resumed | None":
+        """The newest sound checkpoint, or None if the run has saved none yet.
+
+        Damaged ones are told in one line and renamed to ``STEP.damaged``, so that their steps can
+        be saved again. With no sound one, nothing is renamed.
+
+        Args:
+            target: shapes and shardings.
+            check: raises if a checkpoint of this provenance must not be resumed.
+
+        Raises:
+            UserError: none is sound, or it holds other arrays than ``target``.
+        """
+        candidates = [saved for saved in checkpoints_in(self.folder) if saved.step > 0]
+        if not candidates:
+            return None
+        sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
+        self._set_aside(sound)
+        return sound.value
+
+    def _set_aside(self, sound: "Sound[Resumed]") -> None:
+        if not sound.damaged:
+            return
+        if jax.process_index() == 0:
+            for saved in sound.damaged:
+                aside = saved.folder.with_name(f"{saved.folder.name}.damaged")
+                if aside.exists():
+                    aside.rmtree()
+                saved.folder.rename(aside)
+            print(f"warning: {sound.warning()} (kept as STEP.damaged)", flush=True)
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -160,7 +157,34 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # A failed save is raised again by close(); the error under way says it better.
+        with suppress(Exception) if error else self._clear_errors():
+            self._manager.close()
+
+
+class Resumed(NamedTuple):
+    """A state, and what its checkpoint says of the run."""
+
+    state: TrainState
+    provenance: Provenance
+
+
+def read_state(saved: Saved, target: TrainState, check: Callable[[Provenance], object]) -> Resumed:
+    """A saved state in the shapes and on the devices of ``target``.
+
+    Raises:
+        UserError: the checkpoint holds other arrays, or ``check`` refuses it.
+        Damaged: it is not what was saved.
+    """
+    meta = saved.meta()
+    check(meta.provenance)
+    leaves = {
+        part: saved.arrays(meta, part, wanted) for part, wanted in state_parts(target).items()
+    }
+    model = with_leaves(target.model, leaves["model"])
+    ema = with_leaves(target.ema, leaves["ema"]) if "ema" in leaves else None
+    rest = with_leaves(dataclasses.replace(target, model=None, ema=None), leaves["rest"])
+    return Resumed(dataclasses.replace(rest, model=model, ema=ema), meta.provenance)
 
 
 class Trained(NamedTuple):
@@ -172,46 +196,63 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(workdir: str, *, ema: bool) -> Trained:
-    """The newest weights of a run, raw or averaged, on one device.
+def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
+    """Weights of a run, raw or averaged, on one device. Nothing in the workdir is changed.
+
+    Args:
+        path: a workdir, or one of its checkpoints ``WORKDIR/checkpoints/STEP``.
+        ema: the averaged weights.
+        step: of the checkpoint in a workdir; None: the newest sound one.
 
     Raises:
-        UserError: no checkpoint there, or no average was kept.
+        UserError: no such checkpoint, none that is sound, or no average was kept.
     """
-    if not (epath.Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"{workdir}: holds no checkpoints; give the --workdir of a pretraining run")
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{workdir}: holds no complete checkpoint yet; wait for the first one")
-        provenance = checkpoints.provenance(step)
-        config = provenance.config
-        if ema and config.optim.ema_decay is None:
-            raise UserError(
-                f"{workdir}: this run kept no average (optim.ema_decay = none); leave out --ema"
-            )
-        objective = load_objective(config.objective.name)
-        shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-            for name, leaf in named_leaves(shapes).items()
-        }
-        item = "ema" if ema else "model"
-        leaves = checkpoints.restore_items(step, {item: target})[item]
-        return Trained(with_leaves(shapes, leaves), objective, provenance, step)
+    sound = newest_sound(find_saved(path, step), lambda saved: _read_trained(saved, ema))
+    if sound.damaged:
+        print(f"warning: {sound.warning()}", flush=True)
+    return sound.value
 
 
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
-    nested: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split("/")
-        place = nested
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = leaf
-    return nested
+def find_saved(path: str, step: int | None) -> list[Saved]:
+    """The checkpoint at ``path``, or those in the workdir there: of one step, or all.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = epath.Path(path).absolute()
+    if folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
+        found = checkpoints_in(folder.parent)
+        step = int(folder.name)
+    else:
+        found = checkpoints_in(folder / "checkpoints")
+    if not found:
+        raise UserError(
+            f"{path}: holds no complete checkpoint; give the --workdir of a pretraining run"
+        )
+    chosen = [saved for saved in found if step in (None, saved.step)]
+    if not chosen:
+        steps = ", ".join(str(saved.step) for saved in found)
+        raise UserError(f"{path}: holds no checkpoint of step {step}; choose from {steps}")
+    return chosen
+
+
+def _read_trained(saved: Saved, ema: bool) -> Trained:
+    meta = saved.meta()
+    config = meta.provenance.config
+    if ema and "ema" not in meta.arrays:
+        raise UserError(
+            f"{saved.folder}: holds no average (its run has optim.ema_decay = none, or it was "
+            "imported); leave out --ema"
+        )
+    objective = load_objective(config.objective.name)
+    shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for name, leaf in named_leaves(shapes).items()
+    }
+    leaves = saved.arrays(meta, "ema" if ema else "model", target)
+    return Trained(with_leaves(shapes, leaves), objective, meta.provenance, saved.step)
 
 
 def check_same_run(saved: Provenance, current: Provenance, workdir: str) -> list[str]:

@@ -17,10 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.errors import RunDiverged
 from nepa_jax.metrics import Scalars, Throughput, Writer
 from nepa_jax.objectives.base import Metrics
+from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState
 
 
@@ -102,6 +103,7 @@ class CheckpointHook:
         self._provenance = provenance
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        self._checkpoints.check()
         if step % self._every == 0 or step == self._last_step:
             self._checkpoints.save(step, state, self._provenance)
 

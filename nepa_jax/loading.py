@@ -10,9 +10,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax.checkpoint import load_trained
+from nepa_jax.export.convert import Misfit, Report
 from nepa_jax.export.importing import read_model
 from nepa_jax.export.sources import open_source
 from nepa_jax.objectives.base import Features, Objective, load_objective
+from nepa_jax.trees import named_leaves, with_leaves
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,38 @@ def _encode(
 ) -> tuple[jax.Array, jax.Array | None]:
     features = objective.encode(model, images, layer)
     return features.patches, features.cls
+
+
+def load_weights(path: str, target: nnx.Module) -> nnx.Module:
+    """The weights at ``path`` in place of those of ``target``, on the same devices.
+
+    Args:
+        path: what :func:`load` opens.
+        target: a model whose leaves are arrays.
+
+    Raises:
+        UserError: there are no such weights, or they are not those of such a model.
+    """
+    found, wanted = named_leaves(load(path).model), named_leaves(target)
+    shapes = Report(
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        misshapen=[
+            Misfit(name, tuple(found[name].shape), tuple(leaf.shape))
+            for name, leaf in wanted.items()
+            if name in found and found[name].shape != leaf.shape
+        ],
+    )
+    shapes.require_complete(path)
+    return with_leaves(target, {name: _like(found[name], leaf) for name, leaf in wanted.items()})
+
+
+def _like(leaf: jax.Array | np.ndarray, target: jax.Array) -> jax.Array:
+    """The same values where ``target`` lies; every host has them all."""
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda index: values[index].astype(target.dtype)
+    )
 
 
 def load(path: str, *, ema: bool = False) -> Loaded:

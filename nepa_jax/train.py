@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,13 +16,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
-from nepa_jax.checkpoint import Checkpoints, Provenance, check_same_run
+from nepa_jax.checkpoint import Checkpoints, check_same_run
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.errors import UserError
 from nepa_jax.hooks import CheckpointHook, Hook, MetricsHook, Report, skip_guard
+from nepa_jax.loading import load_weights
 from nepa_jax.mesh import batch_sharding, host_part, make_mesh, put_batch
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Batch, Objective, load_objective
+from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 
@@ -40,13 +43,15 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
         run = set_up(config, workdir, stack)
         stop = min(run.config.schedule.total_steps, stop_step or run.config.schedule.total_steps)
         state = run.initial_state()
-        if run.start_step >= stop:
-            say(f"nothing to do: step {run.start_step} of {stop} is reached")
+        start = int(state.step)
+        (run.workdir / "config.json").write_text(configs.to_json(run.config))
+        if start >= stop:
+            say(f"nothing to do: step {start} of {stop} is reached")
             return state
         update = run.compiled_update()
         data = stack.enter_context(DeviceBatches(run.loader, run.mesh))
-        hooks = stack.enter_context(run.hooks(data, stop))
-        return train(state, update, data, hooks, run.start_step, stop)
+        hooks = stack.enter_context(run.hooks(data, start, stop))
+        return train(state, update, data, hooks, start, stop)
 
 
 def train(
@@ -110,20 +115,34 @@ class Run:
     workdir: Path
     checkpoints: Checkpoints
     provenance: Provenance
-    start_step: int
 
     def initial_state(self) -> TrainState:
-        """Restored from the newest checkpoint, begun with imported weights, or initialised."""
+        """Restored from the newest sound checkpoint, begun with given weights, or initialised.
+
+        Raises:
+            UserError: the checkpoints are of another run, or the weights of another model.
+        """
         target = abstract_state(self.config, self.objective, self.mesh)
-        if self.start_step > 0:
-            return self.checkpoints.restore(self.start_step, target)
+        check = partial(check_same_run, current=self.provenance, workdir=str(self.workdir))
+        resumed = self.checkpoints.restore_latest(target, check)
+        if resumed is not None:
+            changes = check(resumed.provenance)
+            with_changes = f", with {'; '.join(changes)}" if changes else ""
+            say(f"resuming at step {int(resumed.state.step)}{with_changes}")
+            return resumed.state
         state = create_state(self.config, self.objective, self.mesh)
-        if self.checkpoints.latest_step() is None:
-            return state
-        say("starting from the imported weights in the workdir")
-        model = self.checkpoints.restore_model(0, target.model)
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, model)
-        return replace(state, model=model, ema=ema)
+        source = self._first_weights()
+        return begin_with(source, state) if source else state
+
+    def _first_weights(self) -> str:
+        """Where the weights of step 0 come from; "" if from the seed."""
+        imported = str(self.workdir) if self.checkpoints.hold_weights() else ""
+        if imported and self.config.run.init_from:
+            raise UserError(
+                f"run.init_from = {self.config.run.init_from}: the workdir {imported} holds imported "
+                "weights already; leave one of them out"
+            )
+        return imported or self.config.run.init_from
 
     def compiled_update(self) -> Update:
         """The update, compiled for this run's shapes before any data is read."""
@@ -143,12 +162,12 @@ class Run:
         return batch
 
     @contextmanager
-    def hooks(self, data: DeviceBatches, stop: int) -> Iterator[list[Hook]]:
+    def hooks(self, data: DeviceBatches, start: int, stop: int) -> Iterator[list[Hook]]:
         """Logging, guarding and saving; closed in order when the run ends well."""
         config = self.config
         flops = self.objective.describe(config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
-        report = Report(self._writers(), self.start_step, config.schedule.total_steps)
+        report = Report(self._writers(start), start, config.schedule.total_steps)
         guard = skip_guard(config.run.max_skipped_steps, self.loader.indices)
 
         def report_all(step: int, scalars: Scalars) -> None:
@@ -165,12 +184,12 @@ class Run:
         finally:
             report.close()
 
-    def _writers(self) -> list[Writer]:
+    def _writers(self, start: int) -> list[Writer]:
         if jax.process_index() != 0:
             return []
-        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", self.start_step)]
+        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start)]
         if self.config.log.tensorboard:
-            writers.append(TensorBoardWriter(self.workdir / "tensorboard", self.start_step))
+            writers.append(TensorBoardWriter(self.workdir / "tensorboard", start))
         return writers
 
 
@@ -187,19 +206,21 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)
-    run = Run(
-        resolved,
-        objective,
-        loader,
-        mesh,
-        folder,
-        checkpoints,
-        provenance,
-        checkpoints.latest_step() or 0,
-    )
+    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance)
     announce(run)
-    (folder / "config.json").write_text(configs.to_json(resolved))
     return run
+
+
+def begin_with(path: str, state: TrainState) -> TrainState:
+    """The state of step 0 with the weights at ``path``; the average begins with them too.
+
+    Raises:
+        UserError: there are none, or they do not fit.
+    """
+    model = load_weights(path, state.model)
+    say(f"starting from the weights of {path}: step 0, fresh optimizer")
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, model)
+    return replace(state, model=model, ema=ema)
 
 
 def loader_config(config: ConfigDict) -> LoaderConfig:
@@ -250,11 +271,7 @@ def keep_compiled_programs(folder: Path) -> None:
 
 
 def announce(run: Run) -> None:
-    """Prints what the run will do, after checking that it may resume what is there.
-
-    Raises:
-        UserError: the checkpoints in the workdir are of another run.
-    """
+    """Prints what the run will do."""
     config, facts = run.config, run.objective.describe(run.config)
     say(
         f"{config.objective.name.rpartition('.')[2]}: {facts.parameters:,} parameters, {facts.tokens} tokens, "
@@ -266,12 +283,6 @@ def announce(run: Run) -> None:
         f"{config.schedule.total_steps:,} steps; lr {config.optim.lr:.3g}"
     )
     say(f"workdir: {run.workdir}")
-    if run.start_step == 0:
-        return
-    changes = check_same_run(
-        run.checkpoints.provenance(run.start_step), run.provenance, str(run.workdir)
-    )
-    say(f"resuming at step {run.start_step}" + (f", with {'; '.join(changes)}" if changes else ""))
 
 
 def say(text: str) -> None:

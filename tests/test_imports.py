@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 ONLY_IN = {
     "grain": ("data",),
-    "orbax": ("checkpoint.py",),
+    "orbax": ("checkpoint.py", "saved.py"),
     "torch": ("export/torch_model",),
     "tensorflow": (),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small
 
-from nepa_jax.checkpoint import Checkpoints, state_items
+from nepa_jax.checkpoint import find_saved, read_state, state_parts
 from nepa_jax.errors import UserError
 from nepa_jax.mesh import make_mesh
 from nepa_jax.metrics import read_metrics
@@ -30,12 +30,11 @@ def final_arrays(method: str, workdir: Path, step: int, **changes: str) -> dict[
     """Every array of a checkpoint: parameters, optimizer state, average, counters."""
     config = small.resolved(method, **changes)
     state = abstract_state(config, load_objective(config.objective.name), make_mesh(config))
-    with Checkpoints(str(workdir)) as checkpoints:
-        restored = checkpoints.restore(step, state)
-    items = state_items(restored)
+    (saved,) = find_saved(str(workdir), step)
+    restored = read_state(saved, state, lambda provenance: None).state
     return {
-        f"{item}/{name}": np.asarray(leaf)
-        for item, leaves in items.items()
+        f"{part}/{name}": np.asarray(leaf)
+        for part, leaves in state_parts(restored).items()
         for name, leaf in leaves.items()
     }
 

@@ -9,12 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError
 from nepa_jax.export.convert import Report, compare, fill
 from nepa_jax.export.sources import Source, open_source
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState
 
 

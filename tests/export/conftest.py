@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nepa_jax.checkpoint import Checkpoints, Provenance
+from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.config import base_config
 from nepa_jax.export.importing import weights_alone
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.saved import Provenance
 from nepa_jax.trees import named_leaves, with_leaves
 
 NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)

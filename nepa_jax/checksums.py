@@ -1,0 +1,61 @@
+"""Checksums of arrays that do not depend on how they are spread over devices and hosts."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.jit
+def checksums(leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """The checksum of every leaf: uint32 [leaves, 2], in the order of the sorted names."""
+    return jnp.stack([checksum(leaves[name]) for name in sorted(leaves)])
+
+
+def checksum(array: jax.Array) -> jax.Array:
+    """Two sums modulo 2³² of a hash of each element's bits and place: uint32 [2].
+
+    Integer sums are exact in any order, so every sharding gives the same, and each device reads
+    its own part alone. Both hashes are one-to-one in an element's bits: one changed element, be
+    it by a bit, always changes both sums. Other damage goes unnoticed once in 2⁶⁴.
+
+    Args:
+        array: of any shape; at most 4 bytes per element.
+    """
+    places = _places(array.shape)
+    first = _hash(_words(array), places)
+    second = _hash(first, places)
+    zero = jnp.uint32(0)
+    # One pass for both sums; two reductions would read the array twice.
+    sums = lax.reduce((first, second), (zero, zero), _add, tuple(range(array.ndim)))
+    return jnp.stack(sums)
+
+
+def _words(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    return bits.astype(jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """The flat index of every element modulo 2³², uint32."""
+    places, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        places += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return places
+
+
+def _hash(words: jax.Array, places: jax.Array) -> jax.Array:
+    """Products with odd numbers and shifted exclusive ors: each step can be undone."""
+    words = words ^ (places * jnp.uint32(0x9E3779B1))
+    words = (words ^ (words >> 15)) * jnp.uint32(0x85EBCA6B)
+    return words ^ (words >> 13)
+
+
+def _add(
+    sums: tuple[jax.Array, jax.Array], more: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return sums[0] + more[0], sums[1] + more[1]

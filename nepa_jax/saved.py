@@ -1,0 +1,225 @@
+"""One checkpoint on disk: what it says of its run, and its arrays, each proven by its checksums."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+import nepa_jax
+from nepa_jax.checksums import checksums
+from nepa_jax.config import from_json, to_json
+from nepa_jax.errors import UserError
+from nepa_jax.trees import named_leaves
+
+Leaves = Mapping[str, Any]  # arrays, or their shapes, by name
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was saved; the message says in which way."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a checkpoint says of the run it belongs to."""
+
+    config: ConfigDict
+    fingerprint: str  # of the data set
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, config: ConfigDict, fingerprint: str) -> "Provenance":
+        versions = {
+            "nepa_jax": nepa_jax.__version__,
+            "jax": jax.__version__,
+            "orbax": ocp.__version__,
+        }
+        return cls(config, fingerprint, versions)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The part of a checkpoint that is text: its provenance and which arrays each part holds."""
+
+    provenance: Provenance
+    arrays: Mapping[str, Shapes]  # by part
+
+    @classmethod
+    def of(cls, provenance: Provenance, parts: Mapping[str, Leaves]) -> "Meta":
+        return cls(provenance, {part: shapes_of(leaves) for part, leaves in parts.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values, with a digest of it."""
+        saved = self.provenance
+        content = {
+            "config": to_json(saved.config),
+            "fingerprint": saved.fingerprint,
+            "versions": dict(saved.versions),
+            "arrays": self.arrays,
+        }
+        return content | {"sha256": _digest(content)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Meta":
+        """Raises Damaged if these are not the values that were saved."""
+        content = {key: value for key, value in saved.items() if key != "sha256"}
+        if saved.get("sha256") != _digest(content):
+            raise Damaged("meta is not what was saved")
+        provenance = Provenance(
+            from_json(content["config"]), content["fingerprint"], content["versions"]
+        )
+        arrays = {
+            part: {name: (dtype, tuple(shape)) for name, (dtype, shape) in leaves.items()}
+            for part, leaves in content["arrays"].items()
+        }
+        return cls(provenance, arrays)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def shapes_of(leaves: Leaves) -> Shapes:
+    return {name: (str(leaf.dtype), tuple(leaf.shape)) for name, leaf in leaves.items()}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The checkpoint in a folder ``…/STEP``, which is only read."""
+
+    folder: epath.Path
+
+    @property
+    def step(self) -> int:
+        return int(self.folder.name)
+
+    def meta(self) -> Meta:
+        """Raises Damaged, on all hosts alike."""
+        return _on_all_hosts("meta", self._meta)
+
+    def _meta(self) -> Meta:
+        return Meta.from_json(ocp.JsonCheckpointHandler().restore(self.folder / "meta"))
+
+    def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+        """The leaves of a part in the wanted shapes, dtypes and shardings.
+
+        Raises:
+            UserError: the checkpoint holds other arrays.
+            Damaged: it does not hold what was saved, on all hosts alike.
+        """
+        self._require(wanted, meta.arrays.get(part, {}))
+        found = _on_all_hosts(part, lambda: self._read(part, wanted))
+        rows = {name: np.zeros((len(held), 2), np.uint32) for name, held in meta.arrays.items()}
+        sums = _on_all_hosts("checksums", lambda: self._read("checksums", rows))
+        proven = np.all(np.asarray(checksums(found)) == sums[part], axis=1)
+        wrong = [name for name, same in zip(sorted(found), proven, strict=True) if not same]
+        _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
+        return found
+
+    def _read(self, part: str, wanted: Leaves) -> dict[str, Any]:
+        # Without orbax's barriers: a host that cannot read must not keep the others waiting.
+        handler = ocp.StandardCheckpointHandler()
+        args = ocp.args.StandardRestore(nest(wanted))
+        return named_leaves(handler.restore(self.folder / part, args=args))
+
+    def _require(self, wanted: Leaves, held: Shapes) -> None:
+        made = shapes_of(wanted)
+        differing = sorted(
+            name for name in made.keys() | held.keys() if made.get(name) != held.get(name)
+        )
+        if differing:
+            raise UserError(
+                f"checkpoint {self.folder} holds other arrays than this config makes: "
+                f"{', '.join(differing[:5])}; use the config it was made with, or another --workdir"
+            )
+
+
+def _on_all_hosts(what: str, read: Callable[[], T]) -> T:
+    """What this host reads, once all hosts could; else Damaged on all of them."""
+    try:
+        result, problem = read(), ""
+    except Exception as error:  # orbax and its storage raise errors of any kind
+        reason = str(error) if isinstance(error, Damaged) else f"{what} cannot be read"
+        result, problem = None, reason
+    _agree(problem)
+    return result
+
+
+def _agree(problem: str) -> None:
+    """Raises Damaged on all hosts with the first problem that one of them has, if one has any."""
+    row = np.zeros(256, np.uint8)
+    text = np.frombuffer(problem.encode()[: row.size], np.uint8)
+    row[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(row)).reshape(-1, row.size)
+    problems = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+    if any(problems):
+        raise Damaged(next(filter(None, problems)))
+
+
+@dataclass
+class Sound(Generic[T]):
+    """What was read from the newest sound checkpoint, and what is wrong with newer ones."""
+
+    saved: Saved
+    value: T
+    damaged: dict[Saved, str] = field(default_factory=dict)
+
+    def warning(self) -> str:
+        """One line on the damaged ones; "" if there are none."""
+        if not self.damaged:
+            return ""
+        problems = "; ".join(f"{saved.folder}: {why}" for saved, why in self.damaged.items())
+        lost = max(self.damaged, key=lambda saved: saved.step).step - self.saved.step
+        return (
+            f"damaged checkpoint {problems}; "
+            f"using that of step {self.saved.step}, {lost:,} steps before"
+        )
+
+
+def newest_sound(candidates: Iterable[Saved], read: Callable[[Saved], T]) -> Sound[T]:
+    """Reads the newest checkpoint that ``read`` does not find damaged.
+
+    Raises:
+        UserError: there is none.
+    """
+    damaged: dict[Saved, str] = {}
+    for saved in sorted(candidates, key=lambda saved: saved.step, reverse=True):
+        try:
+            return Sound(saved, read(saved), damaged)
+        except Damaged as error:
+            damaged[saved] = str(error)
+    problems = "; ".join(f"{saved.folder}: {why}" for saved, why in damaged.items())
+    raise UserError(
+        f"no checkpoint is sound ({problems}); bring one back from a copy, or start again in "
+        "another --workdir"
+    )
+
+
+def checkpoints_in(folder: epath.Path) -> list[Saved]:
+    """The complete checkpoints of a folder ``WORKDIR/checkpoints``, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [Saved(path) for path in folder.iterdir() if path.name.isdigit()]
+    complete = [saved for saved in found if ocp.utils.is_checkpoint_finalized(saved.folder)]
+    return sorted(complete, key=lambda saved: saved.step)
+
+
+def nest(leaves: Leaves) -> dict[str, Any]:
+    """``{"a/b": x}`` as ``{"a": {"b": x}}``."""
+    nested: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return nested

@@ -57,18 +57,24 @@ def get_config(arg: str = "") -> ConfigDict:
         eps=1e-8,
         weight_decay=0.05,
         clip_norm=None,
+        spike_factor=None,  # skip steps whose gradient is so many times the running mean
         accum_steps=1,
         ema_decay=None,
     )
     config.schedule = dict(total_epochs=800.0, warmup_epochs=40.0, final_lr=0.0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
     config.checkpoint = dict(every_steps=1000, keep_last=2, keep_every_steps=0)  # 0: none for good
-    config.log = dict(every_steps=50, tensorboard=False)
+    config.log = dict(
+        every_steps=50,
+        tensorboard=False,
+        profile_steps=(0, 0),  # the first step and the one after the last; SIGUSR1: the next five
+        watchdog_s=600.0,  # stacks are printed when no step ends for so long; 0: never
+    )
     config.run = dict(
         seed=0,
         dtype="auto",  # of matrix products: bfloat16 on accelerators, float32 on the CPU
         remat="none",  # or "names", "dots", "full": what the backward pass computes again
-        max_skipped_steps=10,  # non-finite steps in a row before the run stops
+        max_skipped_steps=10,  # non-finite or spiking steps in a row before the run stops
         init_from="",  # workdir, exported folder or weights of another library to begin with
         allow_data_change=False,  # resume on another data set than the checkpoint's
     )

@@ -16,8 +16,9 @@ from nepa_jax.hooks import MetricsHook
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
+from nepa_jax.setup import loader_config
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
-from nepa_jax.train import DeviceBatches, loader_config, train
+from nepa_jax.train import DeviceBatches, train
 
 Result = dict[str, float | int | str]
 ROUNDS = 5
@@ -138,6 +139,6 @@ def _run_loop(
     throughput = Throughput(1, 0.0, lambda: 0.0)
     hook = MetricsHook(10, throughput, lambda step, scalars: None, lambda step, scalars: None)
     began = time.perf_counter()
-    state = train(state, update, feed, [hook], steps.start, steps.stop)
-    hook.close()
+    state = train(state, update, feed, [hook], steps, lambda step: False)
+    hook.close(state)
     return time.perf_counter() - began, state

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nepa_jax.errors import RunDiverged, UserError
@@ -68,11 +69,13 @@ def pretrain(args: argparse.Namespace) -> None:
     distributed.start(args.coordinator, args.processes, args.process)
     with distributed.failing_together():
         config = load_run_config(args)
+        from nepa_jax.setup import say
         from nepa_jax.train import pretrain
 
         pretrain(config, args.workdir)
-    print(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
-    print(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+    if (Path(args.workdir) / "DONE").exists():
+        say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
+        say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
 
 
 def demo(args: argparse.Namespace) -> None:

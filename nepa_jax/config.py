@@ -28,6 +28,7 @@ EXTRA_TYPES: dict[str, tuple[type, ...]] = {
     "optim.lr": (float, types.NoneType),
     "optim.base_lr": (float, types.NoneType),
     "optim.clip_norm": (float, types.NoneType),
+    "optim.spike_factor": (float, types.NoneType),
     "optim.ema_decay": (float, types.NoneType),
 }
 
@@ -290,6 +291,16 @@ def _run_problems(config: ConfigDict) -> list[str]:
         )
     if optim.clip_norm is not None and optim.clip_norm <= 0:
         problems.append(f"optim.clip_norm = {optim.clip_norm}: must be positive; try 1.0 or none")
+    if optim.spike_factor is not None and optim.spike_factor <= 1:
+        problems.append(
+            f"optim.spike_factor = {optim.spike_factor}: must be above 1; try 10.0 or none"
+        )
+    first, end = config.log.profile_steps
+    if not 0 <= first <= end:
+        problems.append(
+            f"log.profile_steps = {config.log.profile_steps}: must be (first, one after the last); "
+            "try (10, 15), or (0, 0) for none"
+        )
     problems += [
         f"{key} = {value}: must be positive; try 1"
         for key, value in flat_keys(config).items()

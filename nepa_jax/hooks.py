@@ -1,8 +1,13 @@
 """What happens every n steps beside the update: logging, saving, stopping a run gone wrong."""
 
+import faulthandler
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import NamedTuple, Protocol
 
 import jax
@@ -19,6 +24,7 @@ from rich.progress import (
 
 from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.errors import RunDiverged
+from nepa_jax.goodput import Goodput
 from nepa_jax.metrics import Scalars, Throughput, Writer
 from nepa_jax.objectives.base import Metrics
 from nepa_jax.saved import Provenance
@@ -30,8 +36,8 @@ class Hook(Protocol):
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None: ...
 
-    def close(self) -> None:
-        """Called once when the run ends well: finish what is under way."""
+    def close(self, state: TrainState) -> None:
+        """Called once, when the loop ends well: finish what is under way."""
 
 
 class MetricsHook:
@@ -58,7 +64,7 @@ class MetricsHook:
         while len(self._pending) > 2:
             self._read(*self._pending.popleft())
 
-    def close(self) -> None:
+    def close(self, state: TrainState) -> None:
         while self._pending:
             self._read(*self._pending.popleft())
 
@@ -84,8 +90,8 @@ def skip_guard(
             )
             raise RunDiverged(
                 f"{max_in_a_row + 1} steps in a row up to step {step} had a loss or gradient that is "
-                f"not finite; records of that step: {shown}. The last checkpoint is sound: "
-                "resume with a lower optim.lr or a smaller optim.clip_norm"
+                f"not finite or a spike; records of that step: {shown}. The last checkpoint is "
+                "sound: resume with a lower optim.lr or a smaller optim.clip_norm"
             )
 
     return guard
@@ -95,20 +101,93 @@ class CheckpointHook:
     """Saves every n steps and at the end. A state is always finite: see step.make_update."""
 
     def __init__(
-        self, every: int, last_step: int, checkpoints: Checkpoints, provenance: Provenance
+        self, every: int, checkpoints: Checkpoints, provenance: Provenance, goodput: Goodput
     ):
         self._every = every
-        self._last_step = last_step
         self._checkpoints = checkpoints
         self._provenance = provenance
+        self._goodput = goodput
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._checkpoints.check()
-        if step % self._every == 0 or step == self._last_step:
+        if step % self._every == 0:
+            self._save(step, state)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        with self._goodput.spent("checkpoint"):
             self._checkpoints.save(step, state, self._provenance)
 
-    def close(self) -> None:
-        self._checkpoints.wait()
+    def close(self, state: TrainState) -> None:
+        self._save(int(state.step), state)
+        with self._goodput.spent("checkpoint"):
+            self._checkpoints.wait()
+
+
+class WatchdogHook:
+    """Prints the stacks of all threads, again and again, while no step ends for a set time.
+
+    The first step may take as long as it likes. Two steps are under way at a time, so that a hang
+    of the devices shows two steps later.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if self._seconds:  # each call starts the clock anew
+            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=sys.__stderr__)
+
+    def close(self, state: TrainState) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def __enter__(self) -> "WatchdogHook":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+
+PROFILED_ON_SIGNAL = 5  # steps
+
+
+class ProfileHook:
+    """Writes a trace for XProf or TensorBoard over a range of steps, or on SIGUSR1 over the next five.
+
+    Every host writes its own devices' trace.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int]):
+        self._folder = folder
+        self._steps = steps  # the first one, and the one after the last; (0, 0): none
+        self._asked = False
+        self._running = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if self._asked and not self._running:
+            self._asked, self._steps = False, (step + 1, step + 1 + PROFILED_ON_SIGNAL)
+        first, end = self._steps
+        if not self._running and first <= step + 1 < end:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif self._running and step + 1 >= end:
+            self._stop(metrics)
+
+    def _stop(self, metrics: Metrics) -> None:
+        jax.block_until_ready(metrics)
+        jax.profiler.stop_trace()
+        self._running = False
+        print(
+            f"profile: {self._folder}; look at it with `xprof --logdir={self._folder}`", flush=True
+        )
+
+    def close(self, state: TrainState) -> None:
+        if self._running:
+            self._stop({"step": state.step})
 
 
 class Alarm(NamedTuple):

@@ -26,7 +26,8 @@ class TrainState:
     opt_state: optax.OptState
     ema: nnx.Module | None
     extra: Any  # the objective's own, None for most
-    skipped: jax.Array  # int32 [], updates thrown away because they were not finite
+    grad_norm_mean: jax.Array  # float32 [], running mean over the updates that were kept
+    skipped: jax.Array  # int32 [], updates thrown away: not finite, or a spike
     skipped_in_a_row: jax.Array  # int32 []
 
 
@@ -42,6 +43,7 @@ def init_state(config: ConfigDict, objective: Objective) -> TrainState:
         opt_state=make_optimizer(config).init(model),
         ema=None if config.optim.ema_decay is None else jax.tree.map(jnp.copy, model),
         extra=objective.init_extra(model) if hasattr(objective, "init_extra") else None,
+        grad_norm_mean=jnp.zeros((), jnp.float32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
@@ -67,7 +69,8 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
     """The jitted update on a mesh; the state that goes in is donated.
 
     One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss or
-    gradient is not finite changes nothing and is counted.
+    gradient is not finite, or whose gradient is a spike (:func:`is_spike`), changes nothing and is
+    counted.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
 
@@ -85,6 +88,7 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
         )
         extra = after_update(objective, state.extra, model, state.step)
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        ok &= ~is_spike(grad_norm, state, config.optim.spike_factor)
         new, old = (
             (model, opt_state, ema, extra),
             (state.model, state.opt_state, state.ema, state.extra),
@@ -97,6 +101,7 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
             opt_state=opt_state,
             ema=ema,
             extra=extra,
+            grad_norm_mean=jnp.where(ok, running_mean(grad_norm, state), state.grad_norm_mean),
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
         )
@@ -112,6 +117,26 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+SPIKE_AFTER = 100  # kept updates; before, gradients change too fast to tell
+MEAN_OVER = 100  # updates, about
+
+
+def is_spike(grad_norm: jax.Array, state: TrainState, factor: float | None) -> jax.Array:
+    """Whether a gradient is ``factor`` times as long as those before it on average, bool []."""
+    if factor is None:
+        return jnp.zeros((), bool)
+    kept = state.step - state.skipped
+    return (kept >= SPIKE_AFTER) & (grad_norm > factor * state.grad_norm_mean)
+
+
+def running_mean(grad_norm: jax.Array, state: TrainState) -> jax.Array:
+    """The mean of the first hundred, from then on an exponential one, float32 []."""
+    kept = state.step - state.skipped
+    return state.grad_norm_mean + (grad_norm - state.grad_norm_mean) / jnp.minimum(
+        kept + 1, MEAN_OVER
+    )
 
 
 def gradients(

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "step.py": ("data", "train", "checkpoint", "hooks", "export", "evals"),
     "mesh.py": ("data", "models", "objectives", "step", "train"),
     "optim.py": ("data", "models", "objectives", "step", "train", "mesh"),
+    "setup.py": ("export", "evals", "visualize", "scaling", "cli", "train"),
     "train.py": ("export", "evals", "visualize", "scaling", "cli"),
 }
 ONLY_IN = {
@@ -81,4 +82,4 @@ def test_help_and_mistakes_are_answered_without_jax():
     """A command line that takes seconds to say what is wrong is not used twice."""
     outer = ast.parse((PACKAGE / "cli.py").read_text()).body
     modules = {node.module for node in outer if isinstance(node, ast.ImportFrom)}
-    assert modules == {"collections.abc", "typing", "nepa_jax.errors"}
+    assert modules == {"collections.abc", "pathlib", "typing", "nepa_jax.errors"}

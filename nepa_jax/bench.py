@@ -16,7 +16,6 @@ from nepa_jax.hooks import MetricsHook
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
-from nepa_jax.setup import loader_config
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 from nepa_jax.train import DeviceBatches, train
 
@@ -102,7 +101,7 @@ def bench_data(config: ConfigDict, against_torch: bool) -> dict[str, Any]:
     """The input pipeline by itself; see nepa_jax.bench_data."""
     from nepa_jax.bench_data import bench_data
 
-    return bench_data(loader_config(config), against_torch)
+    return bench_data(configs.loader_config(config), against_torch)
 
 
 def bench_e2e(config: ConfigDict) -> Result:
@@ -116,7 +115,7 @@ def bench_e2e(config: ConfigDict) -> Result:
     with ExitStack() as stack:
         feeds: dict[str, Any] = {"loop": fixed}
         if config.data.path:
-            loader = stack.enter_context(Loader(loader_config(config)))
+            loader = stack.enter_context(Loader(configs.loader_config(config)))
             batches = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
             feeds["data"] = ImagesOnly(batches)
         steps, _, state = _run_bare(update, state, fixed.batch(0))

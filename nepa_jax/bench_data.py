@@ -21,8 +21,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from nepa_jax.data.batches import example_rng
 from nepa_jax.data.decode import decode, decode_pixels
+from nepa_jax.data.draws import example_rng
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.data.resize import INTERPOLATIONS
 from nepa_jax.data.sources import open_dataset

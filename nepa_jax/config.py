@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from nepa_jax.data.settings import LoaderConfig
+from nepa_jax.data.settings import problems as data_problems
 from nepa_jax.errors import UserError
 from nepa_jax.models.sizes import parse_variant
 
@@ -189,7 +192,8 @@ def validate(
     Raises:
         UserError: one line for each problem, as ``path = value: problem; try …``.
     """
-    problems = _choice_problems(config) + _model_problems(config) + _run_problems(config)
+    problems = _choice_problems(config) + _model_problems(config)
+    problems += data_problems(loader_config(config)) + _run_problems(config)
     if not problems and objective_problems is not None:
         problems += objective_problems(config)
     _raise(problems)
@@ -199,9 +203,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.mlp": ("gelu", "swiglu"),
     "model.posemb": ("none", "sincos", "learned"),
     "model.init": ("normal", "xavier"),
-    "data.augment": ("random_crop", "center_crop", "none"),
-    "data.interpolation": ("bilinear", "bicubic"),
-    "data.decode": ("exact", "fast"),
     "run.dtype": ("auto", "float32", "bfloat16"),
     "run.remat": ("none", "names", "dots", "full"),
 }
@@ -220,6 +221,31 @@ def image_size(config: ConfigDict) -> tuple[int, int]:
     """Height and width in px."""
     size = config.model.image_size
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def loader_config(config: ConfigDict) -> LoaderConfig:
+    """What the loader needs to know of a run."""
+    data = config.data
+    return LoaderConfig(
+        path=data.path,
+        split=data.split,
+        image_size=image_size(config),
+        channels=config.model.in_channels,
+        batch_size=data.batch_size,
+        seed=config.run.seed,
+        augment=data.augment,
+        crop_scale=tuple(data.crop_scale),
+        crop_pct=data.crop_pct,
+        interpolation=data.interpolation,
+        flip=data.flip,
+        policy=data.policy,
+        erase_prob=data.erase_prob,
+        num_workers=data.num_workers,
+        num_threads=data.num_threads or os.cpu_count() or 1,
+        read_ahead=data.read_ahead,
+        max_bad_rate=data.max_bad_rate,
+        decode=data.decode,
+    )
 
 
 def _model_problems(config: ConfigDict) -> list[str]:
@@ -243,10 +269,6 @@ def _model_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"model.embed_dim = {model.embed_dim}: sine-cosine positions need a multiple of 4; try {model.embed_dim // 4 * 4 + 4}"
         )
-    if model.in_channels not in (1, 3):
-        problems.append(
-            f"model.in_channels = {model.in_channels}: images are decoded to 1 or 3 channels; try 3"
-        )
     for key in ("pixel_mean", "pixel_std"):
         if len(model[key]) != model.in_channels:
             problems.append(
@@ -269,16 +291,9 @@ def _run_problems(config: ConfigDict) -> list[str]:
         problems.append(
             "data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote"
         )
-    if data.batch_size < 1:
-        problems.append(f"data.batch_size = {data.batch_size}: must be positive; try 256")
-    elif optim.accum_steps < 1 or data.batch_size % optim.accum_steps:
+    if optim.accum_steps < 1 or data.batch_size % optim.accum_steps:
         problems.append(
             f"optim.accum_steps = {optim.accum_steps}: does not divide data.batch_size = {data.batch_size}; try {_divisor(data.batch_size, optim.accum_steps)}"
-        )
-    low, high = data.crop_scale
-    if not 0 < low <= high <= 1:
-        problems.append(
-            f"data.crop_scale = {data.crop_scale}: must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)"
         )
     if (optim.lr is None) == (optim.base_lr is None):
         problems.append(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import nepa_jax
 from nepa_jax import config as configs
 from nepa_jax.checkpoint import Checkpoints, check_same_run, config_changes
-from nepa_jax.data.loader import Loader, LoaderConfig
+from nepa_jax.data.loader import Loader
 from nepa_jax.distributed import compare_hosts
 from nepa_jax.errors import UserError
 from nepa_jax.goodput import Goodput
@@ -179,7 +179,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     goodput = Goodput(folder / "goodput.json")
     mesh = make_mesh(config)
     part = host_part(mesh)
-    loader = stack.enter_context(Loader(loader_config(config), part.index, part.count))
+    loader = stack.enter_context(Loader(configs.loader_config(config), part.index, part.count))
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
@@ -225,28 +225,6 @@ def begin_with(path: str, state: TrainState, config: ConfigDict) -> TrainState:
     say(f"starting from the weights of {path}: step 0, fresh optimizer{with_changes}")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.model)
     return replace(state, model=loaded.model, ema=ema)
-
-
-def loader_config(config: ConfigDict) -> LoaderConfig:
-    """What the loader needs to know of a run."""
-    data = config.data
-    return LoaderConfig(
-        path=data.path,
-        split=data.split,
-        image_size=configs.image_size(config),
-        channels=config.model.in_channels,
-        batch_size=data.batch_size,
-        seed=config.run.seed,
-        augment=data.augment,
-        crop_scale=tuple(data.crop_scale),
-        interpolation=data.interpolation,
-        flip=data.flip,
-        num_workers=data.num_workers,
-        num_threads=data.num_threads or os.cpu_count() or 1,
-        read_ahead=data.read_ahead,
-        max_bad_rate=data.max_bad_rate,
-        decode=data.decode,
-    )
 
 
 def writable_folder(workdir: str) -> Path:

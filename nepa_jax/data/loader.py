@@ -4,29 +4,20 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 
-from nepa_jax.data.batches import (
-    MAX_SUBSTITUTES,
-    BadRecord,
-    Batch,
-    BatchMaker,
-    LoaderConfig,
-    Order,
-    check_config,
-)
+from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker
 from nepa_jax.data.decode import DecodeError, identify
+from nepa_jax.data.order import Order
+from nepa_jax.data.settings import LoaderConfig, problems
 from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
+from nepa_jax.data.stream import END, Blocks, Stream
 from nepa_jax.errors import UserError
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "iter_epoch"]
 
 MIN_BAD_RECORDS = 10  # fewer are never an error, whatever the rate
-NUM_BLOCKS = 1 << 60  # the stream has no end; grain wants a length
 
 
 class BadCount:
@@ -63,17 +54,17 @@ class Loader:
     """
 
     def __init__(self, config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> None:
-        check_config(config, host, num_hosts)
+        _check(config, host, num_hosts)
         self.config = config
         self.records = open_dataset(config.path, config.split)
         self._check_size()
         self._part = (host, num_hosts)
-        self._order = Order(len(self.records), config.seed, config.shuffle)
-        self._maker = BatchMaker(config, self.records, self._order, config.batch_size // num_hosts)
+        order = Order(len(self.records), config.seed, config.shuffle)
+        self._blocks = Blocks(order, config.batch_size // num_hosts)
         self._bad = BadCount(config)
         self._num_bytes, self._ready_s = 0, 0.0
         self._next_step = -1
-        self._iterator: grain.DatasetIterator | None = None
+        self._stream: Stream | None = None
 
     def batch(self, step: int) -> Batch:
         """This host's rows b = B / num_hosts of the batch of `step`.
@@ -82,9 +73,9 @@ class Loader:
         [b], the number of the record shown. Consecutive steps are read ahead; any other step
         starts anew there. Raises UserError when too many examples cannot be decoded.
         """
-        if self._iterator is None or step != self._next_step:
+        if self._stream is None or step != self._next_step:
             self._seek(step)
-        made = _next(self._iterator, self.config)
+        made = next(self._stream)
         if made.pop("block") != self._block(step):
             raise RuntimeError(f"the input pipeline is out of step at step {step}")
         self._next_step = step + 1
@@ -101,9 +92,8 @@ class Loader:
 
     def indices(self, step: int) -> np.ndarray:
         """The record numbers of the whole batch of `step`, int64 [B], without substitution."""
-        start = step * self.config.batch_size
-        positions = range(start, start + self.config.batch_size)
-        return np.array([self._order(position) for position in positions], np.int64)
+        size = self.config.batch_size
+        return self._blocks.order.indices(range(step * size, (step + 1) * size))
 
     @property
     def num_examples(self) -> int:
@@ -142,9 +132,9 @@ class Loader:
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
-        if self._iterator is not None:
-            self._iterator.close()
-        self._iterator = None
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def __enter__(self) -> "Loader":
         return self
@@ -158,8 +148,9 @@ class Loader:
 
     def _seek(self, step: int) -> None:
         self.close()
-        blocks = slice(self._block(step), NUM_BLOCKS, self._part[1])
-        self._iterator = _read_ahead(self._maker, blocks, self.config)
+        maker = BatchMaker(self.config, self.records, substitute=True)
+        chosen = slice(self._block(step), END, self._part[1])
+        self._stream = Stream(maker, self._blocks, chosen)
 
     def _check_size(self) -> None:
         if self.num_examples < self.config.batch_size:
@@ -179,7 +170,7 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
     of batches. `augment` must be center_crop or none, `flip`, `policy` and `erase_prob` off;
     images are decoded exactly; seed and shuffle do not matter. Raises UserError as Loader does.
     """
-    check_config(config, host, num_hosts)
+    _check(config, host, num_hosts)
     config = replace(config, decode="exact")
     calm = replace(config, flip=False, policy="none", erase_prob=0.0)
     if config.augment == "random_crop" or config != calm:
@@ -191,53 +182,29 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
         )
     records = open_dataset(config.path, config.split)
     order = Order(len(records), seed=0, shuffle=False, repeat=False)
-    maker = BatchMaker(config, records, order, config.batch_size // num_hosts)
     num_steps = math.ceil(len(records) / config.batch_size)
-    iterator = _read_ahead(maker, slice(host, num_steps * num_hosts, num_hosts), config)
+    stream = Stream(
+        BatchMaker(config, records, substitute=False),
+        Blocks(order, config.batch_size // num_hosts),
+        slice(host, num_steps * num_hosts, num_hosts),
+    )
     bad = BadCount(config)
     try:
         for _ in range(num_steps):
-            made = _next(iterator, config)
+            made = next(stream)
             for key in ("block", "num_bytes", "made_s"):
                 made.pop(key)
             bad.add(len(made["valid"]), made.pop("bad"))
             yield made
     finally:
-        iterator.close()
+        stream.close()
 
 
-def _read_ahead(maker: BatchMaker, blocks: slice, config: LoaderConfig) -> grain.DatasetIterator:
-    """Makes the given blocks ahead of time, in order, in threads or in worker processes."""
-    buffer = math.ceil(config.read_ahead / max(1, config.num_workers))
-    # Two batches are under way at a time, so that no thread idles while the slowest image of
-    # one of them is finished.
-    threads = grain.ReadOptions(num_threads=min(2, buffer), prefetch_buffer_size=buffer)
-    stream = grain.MapDataset.range(NUM_BLOCKS)[blocks].map(maker).to_iter_dataset(threads)
-    if config.num_workers:
-        if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags
-            flags.FLAGS.mark_as_parsed()
-        workers = grain.multiprocessing.MultiprocessingOptions(config.num_workers, buffer)
-        stream = stream.mp_prefetch(workers)
-    return iter(stream)
-
-
-def _next(iterator: grain.DatasetIterator, config: LoaderConfig) -> dict[str, Any]:
-    try:
-        return _plain(next(iterator))
-    except RuntimeError as error:  # grain's word for a worker process that is gone
-        raise UserError(
-            f"a worker process of the loader ended ({str(error).splitlines()[0]}): if the system "
-            f"killed it for its memory, lower data.num_workers={config.num_workers}, "
-            f"data.num_threads={config.num_threads} or data.read_ahead={config.read_ahead}"
-        ) from error
-
-
-def _plain(made: dict[str, Any]) -> dict[str, Any]:
-    """Worker processes send a subclass of ndarray over shared memory: shows the base class."""
-    return {
-        key: np.asarray(value) if isinstance(value, np.ndarray) else value
-        for key, value in made.items()
-    }
+def _check(config: LoaderConfig, host: int, num_hosts: int) -> None:
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"host {host} of {num_hosts}")
+    if found := problems(config, num_hosts):
+        raise UserError("; ".join(found))
 
 
 def _check_fixed_size(records: RecordSet, config: LoaderConfig) -> None:

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import grain
 import msgpack
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from nepa_jax.errors import UserError
 
@@ -88,8 +88,8 @@ class RecordSet:
         return [self[int(index)] for index in indices]
 
     @cached_property
-    def _source(self) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource(list(self.shards))
+    def _source(self) -> ArrayRecordDataSource:
+        return ArrayRecordDataSource(list(self.shards))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_source"}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nepa_jax.data.batches import SMALL_SET, Order
 from nepa_jax.data.loader import Loader, LoaderConfig, iter_epoch
+from nepa_jax.data.order import SMALL_SET, Order
 from nepa_jax.data.prepare import prepare_arrays
 from nepa_jax.data.sources import open_dataset
 from nepa_jax.errors import UserError
@@ -218,11 +218,12 @@ def test_a_record_set_pickles_small(config):
     ("change", "words"),
     [
         ({"batch_size": 51}, "more than the 50 examples"),
-        ({"image_size": (0, 8)}, "data.image_size=.0, 8."),
-        ({"channels": 4}, "data.channels=4"),
-        ({"augment": "mixup"}, "one of .*center_crop"),
+        ({"image_size": (0, 8)}, r"model.image_size = \(0, 8\)"),
+        ({"channels": 4}, "model.in_channels = 4: .* 1 or 3"),
+        ({"augment": "mixup"}, "not a choice; try .*center_crop"),
         ({"crop_scale": (0.5, 0.2)}, "data.crop_scale"),
-        ({"interpolation": "area"}, "data.interpolation='area'.*bicubic"),
+        ({"crop_scale": (0.5,)}, "data.crop_scale"),
+        ({"interpolation": "area"}, "data.interpolation = area: .*bicubic"),
         ({"augment": "none"}, "are .20, 24."),
         ({"num_threads": 0, "read_ahead": 0}, "num_threads.*; data.read_ahead"),
         ({"split": "val"}, "no split 'val'"),

@@ -1,0 +1,82 @@
+"""Blocks of rows, made ahead of time: by threads of this process, or by worker processes."""
+
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from nepa_jax.data.batches import BatchMaker, Task
+from nepa_jax.data.order import Order
+from nepa_jax.data.workers import Workers
+from nepa_jax.errors import UserError
+
+END = 1 << 60  # the stream has no end; grain wants a length
+
+Make = Callable[[Task], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The endless order of the examples, cut into blocks of `rows` rows."""
+
+    order: Order
+    rows: int
+
+    def task(self, block: int) -> Task:
+        positions = range(block * self.rows, (block + 1) * self.rows)
+        return Task(positions.start, self.order.indices(positions))
+
+
+class Stream:
+    """The blocks that `chosen` picks, in order, with what BatchMaker tells of how they were made
+    and their number `block`.
+
+    Raises UserError if there is too little memory for worker processes, or when one of them ends.
+    """
+
+    def __init__(self, maker: BatchMaker, blocks: Blocks, chosen: slice) -> None:
+        self._config = maker.config
+        # One more than there are processes, so that none waits for its next task; and so that
+        # no thread idles while the slowest image of a batch is finished.
+        under_way = max(1, self._config.num_workers) + 1
+        self._workers = (
+            Workers(maker, blocks.rows, self._config.num_workers, under_way)
+            if self._config.num_workers
+            else None
+        )
+        make = self._workers or _in_this_process(maker)
+        ahead = grain.ReadOptions(
+            num_threads=under_way, prefetch_buffer_size=max(under_way, self._config.read_ahead)
+        )
+        stream = grain.MapDataset.range(END)[chosen].map(
+            lambda block: {"block": block, **make(blocks.task(block))}
+        )
+        self._iterator = iter(stream.to_iter_dataset(ahead))
+
+    def __next__(self) -> dict[str, Any]:
+        try:
+            return next(self._iterator)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process of the loader ended: if the system killed it for its memory, "
+                f"lower data.num_workers={self._config.num_workers}, "
+                f"data.num_threads={self._config.num_threads} or "
+                f"data.read_ahead={self._config.read_ahead}"
+            ) from error
+
+    def close(self) -> None:
+        """Stops what is read ahead."""
+        self._iterator.close()
+        if self._workers is not None:
+            self._workers.close()
+
+
+def _in_this_process(maker: BatchMaker) -> Make:
+    def make(task: Task) -> dict[str, Any]:
+        image = np.empty((len(task.indices), *maker.image_shape), np.uint8)
+        return {"image": image, **maker(task, image)}
+
+    return make

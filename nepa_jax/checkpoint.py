@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NamedTuple
@@ -46,6 +47,23 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
+def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Composite:
+    """What goes into a checkpoint: the parts, their checksums, and text."""
+    arrays = {part: ocp.args.StandardSave(nest(leaves)) for part, leaves in parts.items()}
+    sums = {part: checksums(leaves) for part, leaves in parts.items()}
+    meta = Meta.of(provenance, parts).to_json()
+    return ocp.args.Composite(
+        **arrays, checksums=ocp.args.StandardSave(sums), meta=ocp.args.JsonSave(meta)
+    )
+
+
+def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
+    """Writes a checkpoint of weights alone, without optimizer or average; returns when it is there."""
+    folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder, args=contents({"model": named_leaves(model)}, provenance))
+
+
 class Checkpoints:
     """The checkpoints of the run in a workdir, at ``WORKDIR/checkpoints/STEP``.
 
@@ -57,6 +75,8 @@ class Checkpoints:
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
+        logging.getLogger("absl").addFilter(_not_of_orbax)
+        self._cut_off = half_written(self.folder)  # which the manager removes
         handlers = {part: ocp.StandardCheckpointHandler() for part in (*PARTS, "checksums")}
         with self._clear_errors():
             self._manager = ocp.CheckpointManager(
@@ -82,20 +102,23 @@ class Checkpoints:
             return
         # The copy to the host waits for it too. Host devices could block one another otherwise.
         parts = jax.block_until_ready(state_parts(state))
-        sums = {part: checksums(leaves) for part, leaves in parts.items()}
-        arrays = {part: ocp.args.StandardSave(nest(leaves)) for part, leaves in parts.items()}
-        args = ocp.args.Composite(
-            **arrays,
-            checksums=ocp.args.StandardSave(sums),
-            meta=ocp.args.JsonSave(Meta.of(provenance, parts).to_json()),
-        )
         with self._clear_errors():
-            self._manager.save(step, args=args, force=True)
+            self._try_to_write()
+            self._manager.save(step, args=contents(parts, provenance), force=True)
+
+    def _try_to_write(self) -> None:
+        """Raises OSError where nothing can be written: orbax would go on to wait for minutes."""
+        if jax.process_index() == 0:
+            probe = self.folder / ".write-test"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
 
     def check(self) -> None:
         """Raises UserError if the save in the background has failed; does not wait for it."""
         with self._clear_errors():
-            self._manager.check_for_errors()
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()  # at once; orbax keeps the error for this call
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it cannot be."""
@@ -129,6 +152,8 @@ class Checkpoints:
             UserError: none is sound, or it holds other arrays than ``target``.
         """
         candidates = [saved for saved in checkpoints_in(self.folder) if saved.step > 0]
+        if self._cut_off:
+            warn(f"the save of {', '.join(self._cut_off)} was cut off; it is removed")
         if not candidates:
             return None
         sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
@@ -144,7 +169,7 @@ class Checkpoints:
                 if aside.exists():
                     aside.rmtree()
                 saved.folder.rename(aside)
-            print(f"warning: {sound.warning()} (kept as STEP.damaged)", flush=True)
+            warn(f"{sound.warning()}; the damaged one is kept as STEP.damaged")
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
@@ -209,8 +234,27 @@ def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
     """
     sound = newest_sound(find_saved(path, step), lambda saved: _read_trained(saved, ema))
     if sound.damaged:
-        print(f"warning: {sound.warning()}", flush=True)
+        warn(sound.warning())
     return sound.value
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs, with its traceback, every error that it raises as well."""
+    return "orbax" not in record.pathname
+
+
+def half_written(folder: epath.Path) -> list[str]:
+    """The steps of saves that were cut off, as ``step N``."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if ocp.utils.is_tmp_checkpoint(path)]
+    return sorted(f"step {name.partition('.')[0]}" for name in names)
+
+
+def warn(text: str) -> None:
+    """Prints one line on the first host."""
+    if jax.process_index() == 0:
+        print(f"warning: {text}", flush=True)
 
 
 def find_saved(path: str, step: int | None) -> list[Saved]:

@@ -1,6 +1,6 @@
 """Trained weights in one line of Python: ``load(path).encode(images)``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,17 +52,18 @@ def _encode(
     return features.patches, features.cls
 
 
-def load_weights(path: str, target: nnx.Module) -> nnx.Module:
-    """The weights at ``path`` in place of those of ``target``, on the same devices.
+def load_onto(path: str, target: nnx.Module) -> Loaded:
+    """What is at ``path``, with the weights on the devices that ``target`` is on.
 
     Args:
         path: what :func:`load` opens.
-        target: a model whose leaves are arrays.
+        target: a model of the same names and shapes.
 
     Raises:
-        UserError: there are no such weights, or they are not those of such a model.
+        UserError: there are no such weights, or they are of another model.
     """
-    found, wanted = named_leaves(load(path).model), named_leaves(target)
+    loaded = load(path)
+    found, wanted = named_leaves(loaded.model), named_leaves(target)
     shapes = Report(
         missing=sorted(wanted.keys() - found.keys()),
         unexpected=sorted(found.keys() - wanted.keys()),
@@ -73,7 +74,8 @@ def load_weights(path: str, target: nnx.Module) -> nnx.Module:
         ],
     )
     shapes.require_complete(path)
-    return with_leaves(target, {name: _like(found[name], leaf) for name, leaf in wanted.items()})
+    placed = {name: _like(found[name], leaf) for name, leaf in wanted.items()}
+    return replace(loaded, model=with_leaves(target, placed))
 
 
 def _like(leaf: jax.Array | np.ndarray, target: jax.Array) -> jax.Array:

@@ -1,8 +1,12 @@
 """One checkpoint on disk: what it says of its run, and its arrays, each proven by its checksums."""
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -145,13 +149,41 @@ class Saved:
 
 def _on_all_hosts(what: str, read: Callable[[], T]) -> T:
     """What this host reads, once all hosts could; else Damaged on all of them."""
-    try:
-        result, problem = read(), ""
-    except Exception as error:  # orbax and its storage raise errors of any kind
-        reason = str(error) if isinstance(error, Damaged) else f"{what} cannot be read"
-        result, problem = None, reason
+    with _quiet():
+        result, problem = _attempt(what, read)
+        if problem:  # the reads that orbax has abandoned come to their end
+            time.sleep(0.05)
+            gc.collect()
     _agree(problem)
     return result
+
+
+def _attempt(what: str, read: Callable[[], T]) -> tuple[T | None, str]:
+    """What is read and "", or None and why it cannot be."""
+    try:
+        return read(), ""
+    except Damaged as error:
+        return None, str(error)
+    except Exception as error:  # orbax and its storage raise errors of any kind
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().partition("\n")[0][:120]
+        return None, f"{what} cannot be read: {type(cause).__name__}: {reason}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the complaints of abandoned reads, in threads and destructors, off the terminal.
+
+    Where one array cannot be read, orbax closes the event loop on all others under way.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
 
 
 def _agree(problem: str) -> None:

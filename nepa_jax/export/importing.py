@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import Checkpoints
+from nepa_jax.checkpoint import save_weights
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError
 from nepa_jax.export.convert import Report, compare, fill
 from nepa_jax.export.sources import Source, open_source
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.saved import Provenance
-from nepa_jax.step import TrainState
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,4 @@ def _save(source: Source, model: nnx.Module, workdir: str) -> None:
     provenance = Provenance.of(source.config, fingerprint)
     origin = {"imported_from": source.path.name, "imported_format": source.format.name}
     provenance = Provenance(provenance.config, fingerprint, {**provenance.versions, **origin})
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, weights_alone(model), provenance)
-        checkpoints.wait()
-
-
-def weights_alone(model: nnx.Module) -> TrainState:
-    """A state without optimizer, which would take two to three times the memory of the weights."""
-    zero = np.zeros((), np.int32)
-    return TrainState(
-        step=zero,
-        model=model,
-        opt_state=(),
-        ema=None,
-        extra=None,
-        skipped=zero,
-        skipped_in_a_row=zero,
-    )
+    save_weights(workdir, 0, model, provenance)

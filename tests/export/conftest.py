@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nepa_jax.checkpoint import Checkpoints
+from nepa_jax.checkpoint import save_weights
 from nepa_jax.config import base_config
-from nepa_jax.export.importing import weights_alone
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.saved import Provenance
 from nepa_jax.trees import named_leaves, with_leaves
@@ -86,11 +85,7 @@ def workdir(tmp_path_factory):
         if variant not in made:
             folder = tmp_path_factory.mktemp(variant)
             config = make_config(variant)
-            with Checkpoints(str(folder)) as checkpoints:
-                checkpoints.save(
-                    7, weights_alone(make_model(config)), Provenance.of(config, "abc" * 9)
-                )
-                checkpoints.wait()
+            save_weights(str(folder), 7, make_model(config), Provenance.of(config, "abc" * 9))
             (folder / "metrics.jsonl").write_text('{"step": 7, "train/loss": 0.25}\n')
             made[variant] = str(folder)
         return made[variant]

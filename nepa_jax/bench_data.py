@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import count, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +29,53 @@ from nepa_jax.data.sources import open_dataset
 from nepa_jax.data.transforms import Transform, random_resized_crop_box
 from nepa_jax.errors import UserError
 
-ROUNDS = 3
-IMAGES = 256  # per measurement, at least; more than two batches
+ROUNDS = 5
+IMAGES = 800  # per measurement, at least
+SAMPLE = 1024  # of the data set's images, for all that does not read it through the loader
 FAR_STEP = 1_000_000
 
-Draw = Callable[[int], int]  # makes at least so many images; tells how many
+Draw = Callable[[int], None]  # takes so many batches
 
 
 @dataclass(frozen=True)
-class Speed:
-    """One measurement: images made, and the wall and CPU seconds that it took."""
+class Side:
+    """Something that makes batches.
 
-    images: int
-    wall_s: float
-    cpu_s: float
+    ahead: how many it makes before they are asked for, at most.
+    """
+
+    draw: Draw
+    batch_size: int
+    ahead: int
 
 
 def bench_data(config: LoaderConfig, against_torch: bool = False) -> dict[str, Any]:
     """Measures the input pipeline on the data set of `config`, and prints a table.
 
-    All sides take turns; each figure is the median of ROUNDS. images/s are of wall time with all
-    the cores this process may use, images per CPU second of all its threads and processes.
-    Returns the figures: `rates` by side, `ratios`, `start_s`, `worker_mib` and `cores`.
+    All sides take turns, and every ratio is the median of the ratios of ROUNDS rounds. images/s
+    are of wall time with all the cores this process may use, images per CPU second of all its
+    threads and processes. Returns the figures: `rates` by side, `ratios`, `start_s`,
+    `worker_mib`, `cores` and the `load_average` before and after.
 
     Raises UserError as Loader does, or if PyTorch is asked for and missing.
     """
     cores = sorted(os.sched_getaffinity(0))
     config = replace(config, augment="random_crop", num_threads=len(cores), num_workers=0)
-    memory = _worker_mib(config)
+    load = os.getloadavg()[0]
+    memory, start = _worker_mib(config), _start_times(config)
     images = _some_images(config)
-    rates = _bare_rates(images, config)
+    modes = _mode_rates(images, config)
     with ExitStack() as stack:
-        rates |= _take_turns(_sides(config, images if against_torch else [], stack))
-    scaling = _scaling(config, cores)
+        sides = {"bare loop": _bare(images, config), **_loaders(config, stack)}
+        if against_torch:
+            sides["torch"] = _torch(images, config, stack)
+        rounds = _take_turns(sides)
     result = {
         "cores": len(cores),
-        "load_average": os.getloadavg()[0],
-        "rates": rates,
-        "ratios": {**_ratios(rates, config.decode), **scaling},
-        "start_s": _start_times(config),
+        "load_average": [load, os.getloadavg()[0]],
+        "rates": {**modes, **_medians(rounds)},
+        "ratios": {**_mode_ratios(modes), **_ratios(rounds), **_scaling(config, cores)},
+        "start_s": start,
         "worker_mib": memory,
     }
     _print(result)
@@ -76,50 +84,48 @@ def bench_data(config: LoaderConfig, against_torch: bool = False) -> dict[str, A
 
 def _some_images(config: LoaderConfig) -> list[bytes]:
     records = open_dataset(config.path, config.split)
-    return [record.image for record in records.read(range(min(IMAGES, len(records))))]
-
-
-def _sides(config: LoaderConfig, for_torch: Sequence[bytes], stack: ExitStack) -> dict[str, Draw]:
-    with_workers = replace(config, num_workers=config.num_threads, num_threads=1)
-    sides = {
-        "loader": _loader(stack.enter_context(Loader(config))),
-        "workers": _loader(stack.enter_context(Loader(with_workers))),
-    }
-    if for_torch:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = TorchFiles(_write_files(for_torch, folder), config)
-        sides["torch"] = _torch(files, num_workers=config.num_threads)
-    return sides
+    return [record.image for record in records.read(range(min(SAMPLE, len(records))))]
 
 
 # The bare loops: bytes in memory to a crop in memory, one after the other, in one thread.
 
 
-def _bare_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict[str, float]]:
+def _bare(images: Sequence[bytes], config: LoaderConfig) -> Side:
+    make, numbers = _mode(config.decode, config), cycle(range(len(images)))
+
+    def draw(num_batches: int) -> None:
+        for index in islice(numbers, num_batches * config.batch_size):
+            make(images[index], index)
+
+    return Side(draw, config.batch_size, ahead=0)
+
+
+def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict[str, float]]:
     """All modes take turns at every image: whatever else the machine does, it does to all."""
     modes = {
         "pillow": partial(_pillow, config),
         "exact": _mode("exact", config),
         "fast": _mode("fast", config),
     }
-    speeds: dict[str, list[Speed]] = {name: [] for name in modes}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
     for _ in range(ROUNDS):
         for index, image in enumerate(images):
             for name, make in modes.items():
                 wall, cpu = time.perf_counter(), time.thread_time()
                 make(image, index)
-                speeds[name].append(Speed(1, time.perf_counter() - wall, time.thread_time() - cpu))
-    return {name: _median_by_image(found, len(images)) for name, found in speeds.items()}
+                seconds[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
+    return {name: _median_by_image(found, len(images)) for name, found in seconds.items()}
 
 
-def _median_by_image(speeds: Sequence[Speed], num_images: int) -> dict[str, float]:
-    """Of each image the median over the rounds, and the rate at which all are made."""
-    walls = np.reshape([speed.wall_s for speed in speeds], (-1, num_images))
-    cpus = np.reshape([speed.cpu_s for speed in speeds], (-1, num_images))
-    return {
-        "images_per_s": num_images / float(np.median(walls, axis=0).sum()),
-        "images_per_cpu_s": num_images / float(np.median(cpus, axis=0).sum()),
-    }
+def _median_by_image(seconds: Sequence[tuple[float, float]], number: int) -> dict[str, float]:
+    """Of each image the median over the rounds, and the rates at which all are made."""
+    wall, cpu = np.median(np.reshape(seconds, (-1, number, 2)), axis=0).sum(axis=0)
+    return {"images_per_s": number / float(wall), "images_per_cpu_s": number / float(cpu)}
+
+
+def _mode_ratios(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    per_cpu = {name: rate["images_per_cpu_s"] for name, rate in rates.items()}
+    return {f"{mode} / pillow": per_cpu[mode] / per_cpu["pillow"] for mode in ("exact", "fast")}
 
 
 def _pillow(config: LoaderConfig, data: bytes, index: int) -> np.ndarray:
@@ -150,16 +156,24 @@ def _mode(mode: str, config: LoaderConfig) -> Callable[[bytes, int], None]:
 # The loaders.
 
 
-def _loader(loader: Loader) -> Draw:
-    return _batches(map(loader.batch, count()), loader.config.batch_size)
+def _loaders(config: LoaderConfig, stack: ExitStack) -> dict[str, Side]:
+    with_workers = replace(config, num_workers=config.num_threads, num_threads=1)
+    return {
+        "loader": _loader(stack.enter_context(Loader(config))),
+        "workers": _loader(stack.enter_context(Loader(with_workers))),
+    }
 
 
-def _batches(batches: Iterator[Any], batch_size: int) -> Draw:
-    def draw(number: int) -> int:
-        num_batches = -(-number // batch_size)
+def _loader(loader: Loader) -> Side:
+    config = loader.config
+    ahead = max(config.read_ahead, config.num_workers + 1, 2)
+    return Side(_taking(map(loader.batch, count())), config.batch_size, ahead)
+
+
+def _taking(batches: Iterator[Any]) -> Draw:
+    def draw(num_batches: int) -> None:
         for _ in islice(batches, num_batches):
             pass
-        return num_batches * batch_size
 
     return draw
 
@@ -202,16 +216,21 @@ class TorchFiles:
         )
 
 
-def _torch(files: TorchFiles, num_workers: int) -> Draw:
+def _torch(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack) -> Side:
+    """PyTorch's DataLoader with as many processes as there are cores."""
     try:
         import torch.utils.data
     except ImportError as error:
         raise UserError("--against=torch needs PyTorch: pip install torch torchvision") from error
-    batch_size = files.config.batch_size
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     loader = torch.utils.data.DataLoader(
-        files, batch_size, num_workers=num_workers, multiprocessing_context="spawn"
+        TorchFiles(_write_files(images, folder), config),
+        config.batch_size,
+        num_workers=config.num_threads,
+        multiprocessing_context="spawn",
     )
-    return _batches(iter(loader), batch_size)
+    ahead = loader.prefetch_factor * loader.num_workers
+    return Side(_taking(iter(loader)), config.batch_size, ahead)
 
 
 def _torchvision() -> Any:
@@ -234,21 +253,36 @@ def _torchvision() -> Any:
 # Measuring.
 
 
-def _take_turns(sides: dict[str, Draw]) -> dict[str, dict[str, float]]:
-    """The median speed of each side, over rounds in which all take their turn."""
-    speeds: dict[str, list[Speed]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
-        for name, draw in sides.items():
-            _settle()  # what the others read ahead after their turns is not this one's work
-            draw(2 * IMAGES)  # uses up what this side has read ahead
-            speeds[name].append(_measure(draw))
-    return {
-        name: {
-            "images_per_s": statistics.median(s.images / s.wall_s for s in found),
-            "images_per_cpu_s": statistics.median(s.images / s.cpu_s for s in found),
-        }
-        for name, found in speeds.items()
-    }
+@dataclass(frozen=True)
+class Speed:
+    """images/s, and images per CPU second of this process and its workers."""
+
+    wall: float
+    cpu: float
+
+
+def _take_turns(sides: dict[str, Side]) -> list[dict[str, Speed]]:
+    """The speeds of all sides in each round, after one that does not count."""
+    rounds = [{name: _measure(side) for name, side in sides.items()} for _ in range(ROUNDS + 1)]
+    return rounds[1:]
+
+
+def _measure(side: Side) -> Speed:
+    """From rest to rest: with all batches ahead made before and after, as many are made as are
+    taken, which makes the CPU time exact. The wall time begins when none is ahead any more.
+    """
+    num_batches = -(-IMAGES // side.batch_size)
+    _settle()
+    cpu = _cpu_seconds()
+    side.draw(side.ahead)
+    wall = time.perf_counter()
+    side.draw(num_batches)
+    wall = time.perf_counter() - wall
+    _settle()
+    cpu = _cpu_seconds() - cpu
+    return Speed(
+        num_batches * side.batch_size / wall, (side.ahead + num_batches) * side.batch_size / cpu
+    )
 
 
 def _settle() -> None:
@@ -256,13 +290,7 @@ def _settle() -> None:
     used = -1.0
     while _cpu_seconds() - used > 0.02:
         used = _cpu_seconds()
-        time.sleep(0.2)
-
-
-def _measure(draw: Draw) -> Speed:
-    wall, cpu = time.perf_counter(), _cpu_seconds()
-    images = draw(IMAGES)
-    return Speed(images, time.perf_counter() - wall, _cpu_seconds() - cpu)
+        time.sleep(0.5)
 
 
 def _cpu_seconds() -> float:
@@ -276,7 +304,7 @@ def _cpu_seconds() -> float:
 def _worker_mib(config: LoaderConfig) -> dict[str, float]:
     """Memory of the largest of two workers: resident, and without what it shares with others."""
     with Loader(replace(config, num_workers=2)) as loader:
-        _loader(loader)(2 * IMAGES)
+        _loader(loader).draw(-(-IMAGES // config.batch_size))
         found = [
             dict(re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE))
             for child in multiprocessing.active_children()
@@ -289,35 +317,39 @@ def _worker_mib(config: LoaderConfig) -> dict[str, float]:
     }
 
 
-def _ratios(rates: dict[str, dict[str, float]], mode: str) -> dict[str, float]:
-    per_cpu = {name: rate["images_per_cpu_s"] for name, rate in rates.items()}
-    ratios = {
-        "exact / pillow": per_cpu["exact"] / per_cpu["pillow"],
-        "fast / pillow": per_cpu["fast"] / per_cpu["pillow"],
-        "loader / bare": per_cpu["loader"] / per_cpu[mode],
-        "workers / bare": per_cpu["workers"] / per_cpu[mode],
+def _medians(rounds: Sequence[dict[str, Speed]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "images_per_s": statistics.median(speeds[name].wall for speeds in rounds),
+            "images_per_cpu_s": statistics.median(speeds[name].cpu for speeds in rounds),
+        }
+        for name in rounds[0]
     }
-    if "torch" in rates:
-        wall = {name: rate["images_per_s"] for name, rate in rates.items()}
-        ratios["loader / torch, per CPU"] = per_cpu["loader"] / per_cpu["torch"]
-        ratios["loader / torch, wall"] = wall["loader"] / wall["torch"]
-    return ratios
+
+
+def _ratios(rounds: Sequence[dict[str, Speed]]) -> dict[str, float]:
+    ratios = {
+        "loader / bare loop": [r["loader"].cpu / r["bare loop"].cpu for r in rounds],
+        "workers / bare loop": [r["workers"].cpu / r["bare loop"].cpu for r in rounds],
+    }
+    if "torch" in rounds[0]:
+        for name in ("loader", "workers"):
+            ratios[f"{name} / torch"] = [r[name].cpu / r["torch"].cpu for r in rounds]
+            ratios[f"{name} / torch, wall"] = [r[name].wall / r["torch"].wall for r in rounds]
+    return {name: statistics.median(found) for name, found in ratios.items()}
 
 
 def _scaling(config: LoaderConfig, cores: Sequence[int]) -> dict[str, float]:
-    """The rate of the loader on two cores over that on one, in turns."""
+    """The wall rate of the loader on two cores over that on one, in turns."""
     if len(cores) < 2:
         return {}
     gains = [_rate_on(config, cores[:2]) / _rate_on(config, cores[:1]) for _ in range(ROUNDS)]
-    return {"two cores / one": statistics.median(gains)}
+    return {"two cores / one, wall": statistics.median(gains)}
 
 
 def _rate_on(config: LoaderConfig, cores: Sequence[int]) -> float:
     with _pinned(cores), Loader(replace(config, num_threads=len(cores))) as loader:
-        draw = _loader(loader)
-        draw(IMAGES)
-        speed = _measure(draw)
-    return speed.images / speed.wall_s
+        return _measure(_loader(loader)).wall
 
 
 @contextmanager
@@ -333,8 +365,10 @@ def _pinned(cores: Sequence[int]) -> Iterator[None]:
 
 def _start_times(config: LoaderConfig) -> dict[str, float]:
     return {
-        f"step {step}, {num_workers} workers": _start_time(config, step, num_workers)
-        for num_workers in (0, 1)
+        f"step {step}, {num_workers} workers": statistics.median(
+            _start_time(config, step, num_workers) for _ in range(ROUNDS)
+        )
+        for num_workers in (0, 2)
         for step in (0, FAR_STEP)
     }
 
@@ -347,7 +381,9 @@ def _start_time(config: LoaderConfig, step: int, num_workers: int) -> float:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table("", "images/s", "images per CPU s", title=f"{result['cores']} cores")
+    before, after = result["load_average"]
+    title = f"{result['cores']} cores, load {before:.1f} before and {after:.1f} after"
+    table = Table("", "images/s", "images per CPU s", title=title)
     for name, rate in result["rates"].items():
         table.add_row(name, f"{rate['images_per_s']:.0f}", f"{rate['images_per_cpu_s']:.0f}")
     table.add_section()

@@ -1,10 +1,18 @@
 """What is said and stopped beside the loop."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nepa_jax.errors import RunDiverged
-from nepa_jax.hooks import Report, skip_guard
+from nepa_jax.hooks import PROFILED_ON_SIGNAL, ProfileHook, Report, WatchdogHook, skip_guard
 
 HEALTHY = {
     "train/loss": -0.5,
@@ -44,3 +52,79 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_examples():
     guard(7, {"skipped_in_a_row": 2})
     with pytest.raises(RunDiverged, match=r"step 8.*\[700, 701.*24 more"):
         guard(8, {"skipped_in_a_row": 3})
+
+
+HANGING = """
+import time
+from nepa_jax.hooks import WatchdogHook
+
+def a_collective_that_never_ends():
+    time.sleep(3)
+
+with WatchdogHook(0.5) as watchdog:
+    time.sleep(1)  # the first step may take long
+    print("first step done", flush=True)
+    for step in range(3):
+        watchdog(step, None, {})
+        time.sleep(0.2)
+    print("hanging", flush=True)
+    a_collective_that_never_ends()
+"""
+
+
+def test_a_hang_shows_where_the_threads_are():
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", HANGING],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+    )  # fmt: skip
+    before, hanging, after = done.stdout.partition("hanging\n")
+    assert hanging and "Timeout" not in before
+    assert after.count("a_collective_that_never_ends") >= 2  # told again and again
+
+
+def test_the_watchdog_is_silent_when_off_or_closed(capfd):
+    for seconds in (0.0, 0.1):
+        with WatchdogHook(seconds) as watchdog:
+            watchdog(1, None, {})
+        time.sleep(0.2)
+    assert "Timeout" not in capfd.readouterr().err
+
+
+class Tracer:
+    """Records what is traced, and between which steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[tuple[str, int]] = []
+        self.step = 0
+        monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: self._note("start"))
+        monkeypatch.setattr(jax.profiler, "stop_trace", lambda: self._note("stop"))
+
+    def _note(self, name: str) -> None:
+        self.calls.append((name, self.step))
+
+    def run(self, hook: ProfileHook, steps: range) -> None:
+        for self.step in steps:
+            hook(self.step, None, {"loss": jnp.zeros(())})
+
+
+def test_the_steps_of_the_config_are_profiled(monkeypatch, tmp_path):
+    tracer = Tracer(monkeypatch)
+    tracer.run(ProfileHook(tmp_path, (5, 8)), range(1, 20))
+    assert tracer.calls == [("start", 4), ("stop", 7)]  # after step 4, after step 7
+
+
+def test_a_signal_profiles_the_next_steps(monkeypatch, tmp_path):
+    tracer, hook = Tracer(monkeypatch), ProfileHook(tmp_path, (0, 0))
+    tracer.run(hook, range(1, 4))
+    assert tracer.calls == []
+    os.kill(os.getpid(), signal.SIGUSR1)
+    tracer.run(hook, range(4, 20))
+    assert tracer.calls == [("start", 4), ("stop", 4 + PROFILED_ON_SIGNAL)]
+
+
+def test_a_profile_is_written(tmp_path, capsys):
+    hook = ProfileHook(tmp_path / "profile", (1, 2))
+    for step in range(3):
+        hook(step, None, {"loss": jnp.ones(8) + step})
+    assert list(tmp_path.rglob("*.xplane.pb"))
+    assert "xprof --logdir" in capsys.readouterr().out

@@ -97,6 +97,30 @@ def test_the_state_is_a_function_of_the_seed():
     )
 
 
+@pytest.mark.parametrize(
+    ("kept", "usual", "is_skipped"),
+    [(200, 1e-4, True), (200, 1e4, False), (50, 1e-4, False)],
+    ids=["a spike", "an ordinary step", "too early to tell"],
+)
+def test_a_gradient_much_longer_than_usual_is_skipped(kept, usual, is_skipped):
+    config = small.resolved("nepa", optim__spike_factor="10.0")
+    objective, mesh = load_objective(config.objective.name), make_mesh(config)
+    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state.step = jax.device_put(np.int32(kept), state.step.sharding)
+    state.grad_norm_mean = jax.device_put(np.float32(usual), state.grad_norm_mean.sharding)
+    before = leaves(state.opt_state)
+    state, metrics = update(state, put_batch({"image": small.images(8)}, mesh))
+    assert int(metrics["skipped_steps"]) == is_skipped
+    same = all(np.array_equal(before[name], leaf) for name, leaf in leaves(state.opt_state).items())
+    assert same == is_skipped == (float(state.grad_norm_mean) == np.float32(usual))
+
+
+def test_the_usual_length_of_gradients_is_their_mean():
+    state, history = run("nepa", steps=3)
+    norms = [entry["grad_norm"] for entry in history]
+    np.testing.assert_allclose(state.grad_norm_mean, np.mean(norms), rtol=1e-6)
+
+
 @pytest.mark.parametrize("remat", ["names", "dots", "full"])
 def test_rematerialisation_changes_no_result(remat):
     _, plain = run("mae")

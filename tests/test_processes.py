@@ -1,0 +1,158 @@
+"""Real processes on this machine: the same run on any number of them, whatever happens to them."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from json import dumps
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from nepa_jax.metrics import read_metrics
+
+TESTS = Path(__file__).parent
+LOCAL = TESTS.parent / "launch" / "local.py"
+WIDTHS = {
+    "nepa": dict(model__num_heads="4"),
+    "mae": dict(model__num_heads="4", objective__decoder_num_heads="4"),
+}
+STEPS = dict(schedule__total_steps="20", data__batch_size="16", checkpoint__every_steps="10")
+
+# (method, mesh, accum_steps) of every job, for each number of processes with two devices each. What
+# one process with eight devices gives for every layout is tested with the mesh.
+JOBS = {
+    2: [
+        ("nepa", {}, 1),
+        ("nepa", dict(fsdp=4), 2),
+        ("mae", dict(tensor=2), 1),
+        ("mae", dict(fsdp=2, tensor=2), 2),
+    ],
+    4: [
+        ("nepa", dict(tensor=4), 2),  # processes that share their rows
+        ("mae", dict(fsdp=8), 1),
+    ],
+}
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def run_jobs(jobs: list[dict], processes: int, devices: int) -> None:
+    """All jobs, one after the other, in the same processes."""
+    address = f"localhost:{free_port()}"
+    script = [sys.executable, str(TESTS / "processes.py"), dumps(jobs), address, str(processes)]
+    running = [
+        subprocess.Popen([*script, str(i)], env=environment(devices), stdout=subprocess.DEVNULL)
+        for i in range(processes)
+    ]
+    assert [process.wait(timeout=500) for process in running] == [0] * processes
+
+
+def losses(workdir: str | Path) -> list[float]:
+    rows = read_metrics(Path(workdir) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["train/loss"] for row in rows]
+
+
+def job(method: str, data: str, workdir: Path, **changes: object) -> dict:
+    texts = {key: str(value) for key, value in changes.items()}
+    texts = STEPS | WIDTHS[method] | texts
+    return dict(method=method, data=data, workdir=str(workdir), changes=texts)
+
+
+@pytest.fixture(scope="module")
+def alone(dataset, tmp_path_factory) -> dict[str, list[float]]:
+    """The losses of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    jobs = [job(method, dataset, folder / method) for method in WIDTHS]
+    run_jobs(jobs, processes=1, devices=1)
+    return {method: losses(folder / method) for method in WIDTHS}
+
+
+@pytest.mark.parametrize("processes", JOBS)
+def test_every_layout_on_several_processes_gives_the_losses_of_one_device(
+    processes, alone, dataset, tmp_path
+):
+    jobs = [
+        job(
+            method, dataset, tmp_path / str(i), optim__accum_steps=accum,
+            **{f"mesh__{axis}": size for axis, size in mesh.items()},
+        )
+        for i, (method, mesh, accum) in enumerate(JOBS[processes])
+    ]  # fmt: skip
+    run_jobs(jobs, processes, devices=2)
+    for i, (method, mesh, accum) in enumerate(JOBS[processes]):
+        found = losses(tmp_path / str(i))
+        name = f"{method} {mesh} accum_steps={accum}"
+        np.testing.assert_allclose(found, alone[method], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# Chaos
+
+CHAOS = dict(schedule__total_steps="300", data__batch_size="16", checkpoint__every_steps="7")
+ROUNDS = 10
+
+
+def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet_one(
+    dataset, tmp_path
+):
+    """Ten rounds: SIGKILL to one process or SIGTERM to all, then another number of processes."""
+    calm, moved = tmp_path / "calm", tmp_path / "moved"
+    run_jobs([job("nepa", dataset, calm, **CHAOS)], processes=1, devices=1)
+    chance = random.Random(0)
+    for _ in range(ROUNDS):
+        count = chance.choice([1, 1, 2, 2, 4])
+        interrupt(start_run(dataset, moved, count), moved, chance)
+    process = start_run(dataset, moved, 2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert (moved / "DONE").read_text() == "300\n"
+    np.testing.assert_allclose(losses(moved), losses(calm), rtol=1e-3, atol=1e-4)
+
+
+def start_run(data: str, workdir: Path, processes: int) -> subprocess.Popen:
+    arguments = small.arguments("nepa", data, **WIDTHS["nepa"], **CHAOS)
+    launcher = [sys.executable, str(LOCAL), f"--processes={processes}", "--grace=5"]
+    return subprocess.Popen(
+        [*launcher, "--devices-per-process=1", "--", "pretrain", *arguments, f"--workdir={workdir}"],
+        env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def interrupt(launcher: subprocess.Popen, workdir: Path, chance: random.Random) -> None:
+    """Lets some steps be done, then kills one process or asks all to stop."""
+    begun, wanted = steps_done(workdir), chance.randrange(3, 25)
+    while launcher.poll() is None and steps_done(workdir) < begun + wanted:
+        time.sleep(0.01)
+    if chance.random() < 0.5:
+        launcher.send_signal(signal.SIGTERM)
+        output, _ = launcher.communicate(timeout=120)
+        assert launcher.returncode == 0, output
+        assert "preempted: saved step" in output or (workdir / "DONE").exists(), output
+    else:
+        os.kill(chance.choice(children(launcher.pid)), signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=120)
+        assert launcher.returncode != 0, output
+
+
+def steps_done(workdir: Path) -> int:
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for task in tasks for child in task.read_text().split())

@@ -26,9 +26,10 @@ from nepa_jax.saved import (
     Provenance,
     Saved,
     Sound,
+    array_handler,
     checkpoints_in,
-    nest,
     newest_sound,
+    save_arrays,
 )
 from nepa_jax.step import TrainState
 from nepa_jax.trees import named_leaves, with_leaves
@@ -49,18 +50,18 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
 
 def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Composite:
     """What goes into a checkpoint: the parts, their checksums, and text."""
-    arrays = {part: ocp.args.StandardSave(nest(leaves)) for part, leaves in parts.items()}
+    arrays = {part: save_arrays(leaves) for part, leaves in parts.items()}
     sums = {part: checksums(leaves) for part, leaves in parts.items()}
     meta = Meta.of(provenance, parts).to_json()
-    return ocp.args.Composite(
-        **arrays, checksums=ocp.args.StandardSave(sums), meta=ocp.args.JsonSave(meta)
-    )
+    return ocp.args.Composite(**arrays, checksums=save_arrays(sums), meta=ocp.args.JsonSave(meta))
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
     """Writes a checkpoint of weights alone, without optimizer or average; returns when it is there."""
     folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    handlers = {part: array_handler() for part in ("model", "checksums")}
+    handler = ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers)
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=contents({"model": named_leaves(model)}, provenance))
 
 
@@ -77,7 +78,7 @@ class Checkpoints:
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
         logging.getLogger("absl").addFilter(_not_of_orbax)
         self._cut_off = half_written(self.folder)  # which the manager removes
-        handlers = {part: ocp.StandardCheckpointHandler() for part in (*PARTS, "checksums")}
+        handlers = {part: array_handler() for part in (*PARTS, "checksums")}
         with self._clear_errors():
             self._manager = ocp.CheckpointManager(
                 self.folder,

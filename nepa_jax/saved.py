@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,8 @@ from nepa_jax.errors import UserError
 from nepa_jax.trees import named_leaves
 
 Leaves = Mapping[str, Any]  # arrays, or their shapes, by name
+# What is read at once is twice in memory for a moment: as bytes and as arrays.
+BATCH_BYTES, PIECE_BYTES = 2**28, 2**26
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 T = TypeVar("T")
 
@@ -131,9 +134,13 @@ class Saved:
 
     def _read(self, part: str, wanted: Leaves) -> dict[str, Any]:
         # Without orbax's barriers: a host that cannot read must not keep the others waiting.
-        handler = ocp.StandardCheckpointHandler()
-        args = ocp.args.StandardRestore(nest(wanted))
-        return named_leaves(handler.restore(self.folder / part, args=args))
+        handler, found = array_handler(), {}
+        for batch in batches(wanted, BATCH_BYTES):
+            tree = nest(batch)
+            how = ocp.checkpoint_utils.construct_restore_args(tree)
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+            found |= named_leaves(handler.restore(self.folder / part, args=args))
+        return found
 
     def _require(self, wanted: Leaves, held: Shapes) -> None:
         made = shapes_of(wanted)
@@ -145,6 +152,33 @@ class Saved:
                 f"checkpoint {self.folder} holds other arrays than this config makes: "
                 f"{', '.join(differing[:5])}; use the config it was made with, or another --workdir"
             )
+
+
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+    """Reads and writes arrays as they are: packing float32 saves 8 % and takes ten times as long."""
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def save_arrays(leaves: Leaves) -> ocp.args.PyTreeSave:
+    """Arrays to be saved, in pieces that can be read one at a time."""
+    tree = nest(leaves)
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), tree)
+    return ocp.args.PyTreeSave(tree, save_args=pieces)
+
+
+def batches(leaves: Leaves, limit: int) -> Iterator[dict[str, Any]]:
+    """Consecutive leaves together up to ``limit`` bytes; a larger one is a batch by itself."""
+    batch: dict[str, Any] = {}
+    size = 0
+    for name, leaf in leaves.items():
+        more = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if batch and size + more > limit:
+            yield batch
+            batch, size = {}, 0
+        batch[name] = leaf
+        size += more
+    if batch:
+        yield batch
 
 
 def _on_all_hosts(what: str, read: Callable[[], T]) -> T:

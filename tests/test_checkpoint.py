@@ -270,7 +270,7 @@ def test_a_save_that_fails_in_the_background_stops_the_run_at_the_next_check(tmp
     with pytest.raises(UserError, match=message), Checkpoints(str(tmp_path)) as checkpoints:
         checkpoints.save(1, make_state(1), PROVENANCE)
         checkpoints.wait()
-        monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", full)
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", full)
         checkpoints.save(2, make_state(2), PROVENANCE)
         wait_for_error(checkpoints)
     monkeypatch.undo()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -172,22 +173,29 @@ def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str)
 
 
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
-    """The model with what the arrays have; a parameter they lack keeps its own value."""
-    leaves = named_leaves(model)
-    found = [
-        entry for entry in entries(model, table) if entry.theirs in arrays and entry.ours in leaves
-    ]
-    lacking = {entry.ours for entry in entries(model, table) if entry.theirs not in arrays}
+    """The model with what the arrays have; a parameter they lack keeps its own value.
+
+    One leaf at a time goes to the device, so that a large model is never in memory twice.
+    """
+    parts: dict[str, list[Entry]] = {}
+    for entry in entries(model, table):
+        parts.setdefault(entry.ours, []).append(entry)
     filled = {
-        name: np.array(leaf) if name in lacking else np.empty(leaf.shape, np.float32)
-        for name, leaf in leaves.items()
+        name: jnp.asarray(_filled(leaf, parts[name], arrays))
+        for name, leaf in named_leaves(model).items()
     }
-    for entry in found:
-        target = filled[entry.ours]
-        target[entry.index] = entry.operation.restore(
-            np.asarray(arrays[entry.theirs]), target[entry.index].shape
-        )
     return with_leaves(model, filled)
+
+
+def _filled(leaf: Any, parts: list[Entry], arrays: Arrays) -> np.ndarray:
+    """One of our leaves from all of theirs that are parts of it."""
+    if any(entry.theirs not in arrays for entry in parts):
+        return np.asarray(leaf)
+    target = np.empty(leaf.shape, np.float32)
+    for entry in parts:
+        theirs = np.asarray(arrays[entry.theirs])
+        target[entry.index] = entry.operation.restore(theirs, target[entry.index].shape)
+    return target
 
 
 def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:

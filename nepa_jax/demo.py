@@ -28,7 +28,7 @@ from nepa_jax.visualize import curves, probes, reconstruct, similarity
 
 METHODS = ("nepa", "mae")
 IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
-LABELLED = 1_500  # training images whose labels the probes see; pretraining sees none
+LABELLED = 3_000  # training images whose labels the probes see; pretraining sees none
 PROBES = {"knn": knn.predict, "logreg": linear.predict}
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3], labels int32 [n]

@@ -29,9 +29,9 @@ from nepa_jax.data.sources import open_dataset
 from nepa_jax.data.transforms import Transform, random_resized_crop_box
 from nepa_jax.errors import UserError
 
-ROUNDS = 5
-IMAGES = 800  # per measurement, at least
-SAMPLE = 1024  # of the data set's images, for all that does not read it through the loader
+ROUNDS = 3
+IMAGES = 400  # per measurement, at least
+SAMPLE = 400  # of the data set's images, for all that does not read it through the loader
 FAR_STEP = 1_000_000
 
 Draw = Callable[[int], None]  # takes so many batches

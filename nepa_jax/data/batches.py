@@ -1,6 +1,5 @@
 """Makes the rows of a batch from records: reads, decodes, augments, and replaces bad ones."""
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -72,8 +71,8 @@ class BatchMaker:
     def __call__(self, task: Task, image: np.ndarray) -> dict[str, Any]:
         """Writes the images into `image`, uint8 [rows, H, W, C].
 
-        Returns all else: label, index and valid [rows], and how the rows were made: the numbers
-        `num_bytes` (read) and `made_s` (when), and a list `bad`.
+        Returns all else: label, index and valid [rows], the number `num_bytes` of those read,
+        and the list `bad` of BadRecord.
         """
         rows = len(task.indices)
         batch = {"image": image, **self._empty(rows)}
@@ -86,7 +85,6 @@ class BatchMaker:
             **batch,
             "bad": [bad for fill in fills for bad in fill.bad],
             "num_bytes": sum(fill.num_bytes for fill in fills),
-            "made_s": time.monotonic(),  # one clock for all processes of a host
         }
 
     def _empty(self, rows: int) -> Batch:

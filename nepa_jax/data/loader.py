@@ -1,7 +1,6 @@
 """Batches as a function of the step: any host, worker or restart sees the same ones."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -62,7 +61,7 @@ class Loader:
         order = Order(len(self.records), config.seed, config.shuffle)
         self._blocks = Blocks(order, config.batch_size // num_hosts)
         self._bad = BadCount(config)
-        self._num_bytes, self._ready_s = 0, 0.0
+        self._num_bytes, self._num_ready = 0, 0
         self._next_step = -1
         self._stream: Stream | None = None
 
@@ -75,12 +74,12 @@ class Loader:
         """
         if self._stream is None or step != self._next_step:
             self._seek(step)
+        self._num_ready = self._stream.num_ready
         made = next(self._stream)
         if made.pop("block") != self._block(step):
             raise RuntimeError(f"the input pipeline is out of step at step {step}")
         self._next_step = step + 1
         self._num_bytes += made.pop("num_bytes")
-        self._ready_s = time.monotonic() - made.pop("made_s")
         bad, valid = made.pop("bad"), made.pop("valid")
         self._bad.add(len(valid), bad)
         if not valid.all():
@@ -121,13 +120,13 @@ class Loader:
         """For the training log, of the batches that this loader has returned.
 
         data/substitutes: bad records, all in all; data/read_mb: image bytes read, all in all;
-        data/ready_s: how long the last batch lay ready before it was asked for. Near 0 the
-        loader is the slower side.
+        data/queue: batches that lay ready when the last one was asked for. At 0 the loader is
+        the slower side.
         """
         return {
             "data/substitutes": float(self.num_substituted),
             "data/read_mb": self._num_bytes / 1e6,
-            "data/ready_s": self._ready_s,
+            "data/queue": float(self._num_ready),
         }
 
     def close(self) -> None:
@@ -192,8 +191,7 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
     try:
         for _ in range(num_steps):
             made = next(stream)
-            for key in ("block", "num_bytes", "made_s"):
-                made.pop(key)
+            del made["block"], made["num_bytes"]
             bad.add(len(made["valid"]), made.pop("bad"))
             yield made
     finally:

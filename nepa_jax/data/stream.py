@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import grain
@@ -47,18 +48,18 @@ class Stream:
             if self._config.num_workers
             else None
         )
-        make = self._workers or _in_this_process(maker)
+        self._make = self._workers or _in_this_process(maker)
+        self._blocks = blocks
+        self._ready: SimpleQueue[int] = SimpleQueue()
         ahead = grain.ReadOptions(
             num_threads=under_way, prefetch_buffer_size=max(under_way, self._config.read_ahead)
         )
-        stream = grain.MapDataset.range(END)[chosen].map(
-            lambda block: {"block": block, **make(blocks.task(block))}
-        )
+        stream = grain.MapDataset.range(END)[chosen].map(self._make_block)
         self._iterator = iter(stream.to_iter_dataset(ahead))
 
     def __next__(self) -> dict[str, Any]:
         try:
-            return next(self._iterator)
+            made = next(self._iterator)
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process of the loader ended: if the system killed it for its memory, "
@@ -66,12 +67,24 @@ class Stream:
                 f"data.num_threads={self._config.num_threads} or "
                 f"data.read_ahead={self._config.read_ahead}"
             ) from error
+        self._ready.get()
+        return made
+
+    @property
+    def num_ready(self) -> int:
+        """Blocks that are made and not taken."""
+        return self._ready.qsize()
 
     def close(self) -> None:
         """Stops what is read ahead."""
         self._iterator.close()
         if self._workers is not None:
             self._workers.close()
+
+    def _make_block(self, block: int) -> dict[str, Any]:
+        made = self._make(self._blocks.task(block))
+        self._ready.put(block)
+        return {"block": block, **made}
 
 
 def _in_this_process(maker: BatchMaker) -> Make:

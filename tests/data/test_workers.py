@@ -1,0 +1,97 @@
+"""The loader's processes: small, of the same results, and gone when they should be."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nepa_jax.data import workers
+from nepa_jax.data.loader import Loader, LoaderConfig, iter_epoch
+from nepa_jax.data.prepare import prepare_arrays
+from nepa_jax.errors import UserError
+
+
+@pytest.fixture
+def config(prepared):
+    return LoaderConfig(prepared, image_size=(16, 12), batch_size=10, num_workers=1, num_threads=1)
+
+
+def test_they_import_neither_jax_nor_grain():
+    code = "import sys, nepa_jax.data.workers; print({'jax', 'grain', 'orbax'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_rows_that_are_not_valid_are_black_in_memory_that_is_used_again(tmp_path, encode, picture):
+    images = [(encode(picture(i)), None, f"{i:02d}.png") for i in range(20)]
+    images = [(data[: -40 * (i % 3)] or data, *rest) for i, (data, *rest) in enumerate(images)]
+    prepare_arrays(images, str(tmp_path))
+    config = LoaderConfig(
+        str(tmp_path), image_size=(8, 8), batch_size=3, augment="center_crop", flip=False
+    )
+    config = replace(config, max_bad_rate=1.0)
+    here, there = (list(iter_epoch(replace(config, num_workers=n))) for n in (0, 1))
+    for expected, found in zip(here, there, strict=True):
+        for key in expected:
+            np.testing.assert_array_equal(found[key], expected[key])
+        assert not np.any(found["image"][~found["valid"]])
+    assert 5 < sum(batch["valid"].sum() for batch in there) < 15
+
+
+def test_too_little_shared_memory_is_an_error(config, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage(1000))
+    with Loader(config) as loader, pytest.raises(UserError, match="shm-size"):
+        loader.batch(0)
+
+
+def test_signals_to_the_group_are_not_for_them(config):
+    with Loader(config) as loader:
+        loader.batch(0)
+        (worker,) = multiprocessing.active_children()
+        assert os.getpgid(worker.pid) == worker.pid
+    assert not multiprocessing.active_children()
+
+
+def test_they_end_with_a_parent_that_is_killed(config, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import multiprocessing, os, signal
+if __name__ == "__main__":
+    from nepa_jax.data.loader import Loader, LoaderConfig
+    loader = Loader({config!r})
+    loader.batch(0)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL
+    worker, deadline = int(run.stdout), time.monotonic() + 30
+    while time.monotonic() < deadline and is_running(worker):
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_the_queue_is_full_when_the_loader_is_faster(config):
+    with Loader(replace(config, num_workers=0, read_ahead=3)) as loader:
+        for step in range(3):
+            loader.batch(step)
+            time.sleep(0.5)
+        loader.batch(3)
+        assert loader.stats()["data/queue"] == 3

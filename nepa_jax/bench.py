@@ -1,6 +1,7 @@
-"""Measures the compiled step, the loader, and both together in the real loop."""
+"""Measures the compiled step, the loader, both together in the real loop, and saving."""
 
 import statistics
+import tempfile
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
+from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.data.loader import Loader
 from nepa_jax.flops import mfu
 from nepa_jax.hooks import MetricsHook
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
+from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 from nepa_jax.train import DeviceBatches, train
 
@@ -95,6 +98,32 @@ def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, flo
         previous, steps = metrics, steps + 1
     jax.block_until_ready(previous)
     return steps, time.perf_counter() - began, state
+
+
+def bench_checkpoint(config: ConfigDict) -> Result:
+    """What saving costs the loop: how long it blocks, beside how long the save takes in all.
+
+    ``share_of_run`` is the blocked time over that of ``checkpoint.every_steps`` steps.
+    """
+    config, state, update, _ = _prepared(config)
+    batch = FixedBatches(config).batch(0)
+    steps, elapsed, state = _run_bare(update, state, batch)
+    blocked, whole = [], []
+    with tempfile.TemporaryDirectory(prefix="nepa-jax-bench-") as folder, Checkpoints(folder) as to:
+        for step in range(1, ROUNDS + 2):
+            began = time.perf_counter()
+            to.save(step, state, Provenance.of(config, "no data"))
+            blocked.append(time.perf_counter() - began)
+            to.wait()
+            whole.append(time.perf_counter() - began)
+    blocked_s, save_s = statistics.median(blocked[1:]), statistics.median(whole[1:])
+    return {
+        "state_gib": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**30,
+        "save_s": save_s,
+        "blocked_s": blocked_s,
+        "share_of_save": blocked_s / save_s,
+        "share_of_run": blocked_s / (config.checkpoint.every_steps * elapsed / steps),
+    }
 
 
 def bench_data(config: ConfigDict, against_torch: bool) -> dict[str, Any]:

@@ -173,12 +173,13 @@ def bench(args: argparse.Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = load_run_config(args)
-    from nepa_jax.bench import bench_data, bench_e2e, bench_step
+    from nepa_jax.bench import bench_checkpoint, bench_data, bench_e2e, bench_step
 
     if args.what == "data":
         result = bench_data(config, against_torch=args.against == "torch")
     else:
-        result = {"step": bench_step, "e2e": bench_e2e}[args.what](config)
+        measure = {"step": bench_step, "e2e": bench_e2e, "checkpoint": bench_checkpoint}
+        result = measure[args.what](config)
     if args.json:
         print(json.dumps(result))
     if args.json or args.what == "data":  # which prints a table of its own
@@ -273,9 +274,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--allow-partial", action="store_true", help="though names are missing or left over"
     )
 
-    verb = add(verbs, "bench", bench, "measure the step, the input pipeline, or both together",
+    verb = add(verbs, "bench", bench, "measure the step, the input pipeline, both together, or saving",
                "step --config=configs/nepa.py:S/16 --config.data.batch_size=16")  # fmt: skip
-    verb.add_argument("what", choices=("step", "data", "e2e"))
+    verb.add_argument("what", choices=("step", "data", "e2e", "checkpoint"))
     add_config(verb)
     verb.add_argument("--against", choices=("torch",), help="bench data: beside a PyTorch loader")
     verb.add_argument("--json", action="store_true")

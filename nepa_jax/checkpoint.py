@@ -59,10 +59,12 @@ def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Co
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
     """Writes a checkpoint of weights alone, without optimizer or average; returns when it is there."""
     folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
-    handlers = {part: array_handler() for part in ("model", "checksums")}
+    leaves = named_leaves(model)
+    largest_gb = max(leaf.nbytes for leaf in leaves.values()) // 10**9
+    handlers = {part: array_handler(largest_gb + 1) for part in ("model", "checksums")}
     handler = ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=contents({"model": named_leaves(model)}, provenance))
+        checkpointer.save(folder, args=contents({"model": leaves}, provenance))
 
 
 class Checkpoints:
@@ -265,20 +267,31 @@ def find_saved(path: str, step: int | None) -> list[Saved]:
         UserError: there is none.
     """
     folder = epath.Path(path).absolute()
-    if folder.parent.name == "checkpoints" and folder.name.isdigit() and step is None:
-        found = checkpoints_in(folder.parent)
-        step = int(folder.name)
+    if is_checkpoint(folder):
+        found = [saved for saved in checkpoints_in(folder.parent) if saved.folder == folder]
     else:
         found = checkpoints_in(folder / "checkpoints")
     if not found:
         raise UserError(
-            f"{path}: holds no complete checkpoint; give the --workdir of a pretraining run"
+            f"{path}: holds no complete checkpoint; give the --workdir of a pretraining run, or "
+            "WORKDIR/checkpoints/STEP"
         )
     chosen = [saved for saved in found if step in (None, saved.step)]
     if not chosen:
         steps = ", ".join(str(saved.step) for saved in found)
         raise UserError(f"{path}: holds no checkpoint of step {step}; choose from {steps}")
     return chosen
+
+
+def is_checkpoint(folder: epath.Path) -> bool:
+    """Whether this is the place of one checkpoint, not a workdir."""
+    return folder.parent.name == "checkpoints" and folder.name.isdigit()
+
+
+def workdir_of(path: str) -> epath.Path:
+    """The workdir that a path given to :func:`load_trained` belongs to."""
+    folder = epath.Path(path).absolute()
+    return folder.parent.parent if is_checkpoint(folder) else folder
 
 
 def _read_trained(saved: Saved, ema: bool) -> Trained:
@@ -291,12 +304,7 @@ def _read_trained(saved: Saved, ema: bool) -> Trained:
         )
     objective = load_objective(config.objective.name)
     shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-        for name, leaf in named_leaves(shapes).items()
-    }
-    leaves = saved.arrays(meta, "ema" if ema else "model", target)
+    leaves = saved.arrays(meta, "ema" if ema else "model", named_leaves(shapes))
     return Trained(with_leaves(shapes, leaves), objective, meta.provenance, saved.step)
 
 

@@ -139,10 +139,11 @@ def export(args: argparse.Namespace) -> None:
     from nepa_jax.export.report import print_names, print_parity
 
     report = export(
-        args.workdir,
+        args.path,
         args.format,
         args.out,
         ema=args.ema,
+        step=args.step,
         encoder_only=args.encoder_only,
         image_size=args.image_size,
     )
@@ -150,7 +151,7 @@ def export(args: argparse.Namespace) -> None:
     if args.check:
         from nepa_jax.export.parity import check
 
-        parity = check(args.out, None if args.image_size else args.workdir)
+        parity = check(args.out, None if args.image_size else args.path)
         print_parity(parity)
         parity.require_equal()
     print(f"done: {', '.join(report.files)} in {args.out}")
@@ -178,7 +179,12 @@ def bench(args: argparse.Namespace) -> None:
     if args.what == "data":
         result = bench_data(config, against_torch=args.against == "torch")
     else:
-        measure = {"step": bench_step, "e2e": bench_e2e, "checkpoint": bench_checkpoint}
+        from nepa_jax.bench_export import bench_export
+
+        measure = {
+            "step": bench_step, "e2e": bench_e2e,
+            "checkpoint": bench_checkpoint, "export": bench_export,
+        }  # fmt: skip
         result = measure[args.what](config)
     if args.json:
         print(json.dumps(result))
@@ -254,7 +260,8 @@ def make_parser() -> argparse.ArgumentParser:
         "write weights for PyTorch libraries",
         "W --format=nepa --out=DIR --check",
     )
-    verb.add_argument("workdir", help="workdir of a pretraining run")
+    verb.add_argument("path", help="workdir of a pretraining run, or WORKDIR/checkpoints/STEP")
+    verb.add_argument("--step", type=int, help="of the checkpoint (default: the newest sound one)")
     verb.add_argument(
         "--format", required=True, help="nepa, mae, vit_mae, vit, timm, timm_eva, big_vision"
     )
@@ -276,7 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     verb = add(verbs, "bench", bench, "measure the step, the input pipeline, both together, or saving",
                "step --config=configs/nepa.py:S/16 --config.data.batch_size=16")  # fmt: skip
-    verb.add_argument("what", choices=("step", "data", "e2e", "checkpoint"))
+    verb.add_argument("what", choices=("step", "data", "e2e", "checkpoint", "export"))
     add_config(verb)
     verb.add_argument("--against", choices=("torch",), help="bench data: beside a PyTorch loader")
     verb.add_argument("--json", action="store_true")

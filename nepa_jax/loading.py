@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import load_trained
+from nepa_jax.checkpoint import is_checkpoint, load_trained
 from nepa_jax.export.convert import Misfit, Report
 from nepa_jax.export.importing import read_model
 from nepa_jax.export.sources import open_source
@@ -86,18 +87,19 @@ def _like(leaf: jax.Array | np.ndarray, target: jax.Array) -> jax.Array:
     )
 
 
-def load(path: str, *, ema: bool = False) -> Loaded:
+def load(path: str, *, ema: bool = False, step: int | None = None) -> Loaded:
     """Opens a workdir, an exported folder, or another library's folder of a known format.
 
     Args:
-        path: the folder.
+        path: the folder; of a workdir also one checkpoint, ``WORKDIR/checkpoints/STEP``.
         ema: the averaged weights of a workdir; a folder holds one kind alone.
+        step: which checkpoint of a workdir; None: the newest sound one.
 
     Raises:
         UserError: there are no such weights, or they do not fit.
     """
-    if (Path(path) / "checkpoints").is_dir():
-        trained = load_trained(path, ema=ema)
+    if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
+        trained = load_trained(path, ema=ema, step=step)
         return Loaded(trained.model, trained.objective, trained.provenance.config)
     source = open_source(path)
     model, _ = read_model(source)

@@ -25,8 +25,8 @@ from nepa_jax.errors import UserError
 from nepa_jax.trees import named_leaves
 
 Leaves = Mapping[str, Any]  # arrays, or their shapes, by name
-# What is read at once is twice in memory for a moment: as bytes and as arrays.
-BATCH_BYTES, PIECE_BYTES = 2**28, 2**26
+PIECE_BYTES = 2**26
+BATCH_BYTES = 2**28  # What is read at once is twice in memory: as it comes and as arrays.
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 T = TypeVar("T")
 
@@ -119,6 +119,8 @@ class Saved:
     def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array]:
         """The leaves of a part in the wanted shapes, dtypes and shardings.
 
+        Those without a sharding come to this host's first device; that takes the least memory.
+
         Raises:
             UserError: the checkpoint holds other arrays.
             Damaged: it does not hold what was saved, on all hosts alike.
@@ -132,15 +134,22 @@ class Saved:
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found
 
-    def _read(self, part: str, wanted: Leaves) -> dict[str, Any]:
-        # Without orbax's barriers: a host that cannot read must not keep the others waiting.
-        handler, found = array_handler(), {}
+    def _read(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
         for batch in batches(wanted, BATCH_BYTES):
-            tree = nest(batch)
-            how = ocp.checkpoint_utils.construct_restore_args(tree)
-            args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
-            found |= named_leaves(handler.restore(self.folder / part, args=args))
+            found |= self._read_batch(part, batch)
         return found
+
+    def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+        # Without orbax's barriers: a host that cannot read must not keep the others waiting.
+        tree = nest(wanted)
+        how = jax.tree.map(_restore_args, tree)
+        args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+        found = array_handler().restore(self.folder / part, args=args)
+        # Arrays that lie on several hosts are where they belong already, and cannot be put again.
+        return {
+            name: jax.block_until_ready(put(leaf)) for name, leaf in named_leaves(found).items()
+        }
 
     def _require(self, wanted: Leaves, held: Shapes) -> None:
         made = shapes_of(wanted)
@@ -154,16 +163,31 @@ class Saved:
             )
 
 
-def array_handler() -> ocp.PyTreeCheckpointHandler:
-    """Reads and writes arrays as they are: packing float32 saves 8 % and takes ten times as long."""
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+def put(leaf: np.ndarray | jax.Array) -> jax.Array:
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
+
+
+def array_handler(save_concurrent_gb: int | None = None) -> ocp.PyTreeCheckpointHandler:
+    """Reads and writes arrays as they are: packing float32 saves 8 % and takes ten times as long.
+
+    Args:
+        save_concurrent_gb: what is written at once takes as much memory again.
+    """
+    return ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=save_concurrent_gb)
 
 
 def save_arrays(leaves: Leaves) -> ocp.args.PyTreeSave:
-    """Arrays to be saved, in pieces that can be read one at a time."""
+    """Arrays to be saved, in pieces that are read one after the other."""
     tree = nest(leaves)
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), tree)
     return ocp.args.PyTreeSave(tree, save_args=pieces)
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def batches(leaves: Leaves, limit: int) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -181,7 +181,7 @@ def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
     for entry in entries(model, table):
         parts.setdefault(entry.ours, []).append(entry)
     filled = {
-        name: jnp.asarray(_filled(leaf, parts[name], arrays))
+        name: jax.block_until_ready(jax.device_put(_filled(leaf, parts[name], arrays)))
         for name, leaf in named_leaves(model).items()
     }
     return with_leaves(model, filled)

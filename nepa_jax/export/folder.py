@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import Trained, load_trained
+from nepa_jax.checkpoint import Trained, load_trained, workdir_of
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError
 from nepa_jax.export import encoder, files
@@ -42,24 +42,26 @@ class ExportReport:
 
 
 def export(
-    workdir: str,
+    path: str,
     name: str,
     out: str,
     *,
     ema: bool = False,
+    step: int | None = None,
     encoder_only: bool = False,
     image_size: int | None = None,
     max_part_bytes: int = MAX_PART_BYTES,
 ) -> ExportReport:
-    """Writes the newest weights of a run in another library's format.
+    """Writes the weights of a run in another library's format.
 
     The folder appears whole or not at all; an earlier export there is replaced.
 
     Args:
-        workdir: of a run with at least one checkpoint.
+        path: the workdir of a run, or ``WORKDIR/checkpoints/STEP``.
         name: the format.
         out: the folder to write.
         ema: the averaged weights instead of the raw ones.
+        step: which checkpoint of a workdir; None: the newest sound one.
         encoder_only: leave out decoder and head.
         image_size: resample position tables for square images of this side, px.
         max_part_bytes: larger safetensors files are split, with an index file.
@@ -70,7 +72,7 @@ def export(
     """
     table = known_format(name)
     check_replaceable(Path(out))
-    trained = load_trained(workdir, ema=ema)
+    trained = load_trained(path, ema=ema, step=step)
     model, config = trained.model, trained.provenance.config
     if encoder_only and config.objective.name != encoder.NAME:
         model, config = encoder_alone(model, config)
@@ -78,8 +80,9 @@ def export(
         model, config = resize_model(model, config, image_size, table.resampling)
     theirs = export_config(config, name)
     provenance = describe_origin(trained, config, name, ema)
+    metrics = metrics_at(path, trained.step)
     written = _write_whole(Path(out), lambda folder: _write_folder(
-        folder, model, table, config, theirs, provenance, workdir, max_part_bytes))  # fmt: skip
+        folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
     return ExportReport(out, name, written, names_of(model, table), provenance)
 
 
@@ -141,7 +144,7 @@ def _write_whole(out: Path, write: Any) -> list[str]:
 
 def _write_folder(
     folder: Path, model: nnx.Module, table: Format, config: ConfigDict, theirs: dict[str, Any],
-    provenance: Mapping[str, str], workdir: str, max_part_bytes: int,
+    provenance: Mapping[str, str], metrics: dict[str, float], max_part_bytes: int,
 ) -> None:  # fmt: skip
     shapes, stream = array_shapes(model, table), stream_arrays(model, table)
     if table.name == "big_vision":
@@ -154,9 +157,7 @@ def _write_folder(
     if table.name == "nepa":
         for name in SHIPPED:
             shutil.copyfile(TORCH_MODEL / name, folder / name)
-    (folder / "README.md").write_text(
-        model_card(table.name, config, provenance, last_metrics(workdir))
-    )
+    (folder / "README.md").write_text(model_card(table.name, config, provenance, metrics))
 
 
 def side_files(name: str, config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def image_processor(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def last_metrics(workdir: str) -> dict[str, float]:
-    """The last line of a run's metrics.jsonl, {} if it has none."""
-    lines = read_metrics(Path(workdir) / "metrics.jsonl")
-    return lines[-1] if lines else {}
+def metrics_at(path: str, step: int) -> dict[str, float]:
+    """What a run logged last up to a step, {} if nothing."""
+    rows = read_metrics(Path(workdir_of(path)) / "metrics.jsonl")
+    return next((row for row in reversed(rows) if row["step"] <= step), {})

@@ -1,5 +1,6 @@
 """Does an exported model give the same numbers in PyTorch as the trained one here?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,12 +49,12 @@ class ParityReport:
             )
 
 
-def check(out: str, workdir: str | None = None, num_images: int = 2) -> ParityReport:
+def check(out: str, path: str | None = None, num_images: int = 2) -> ParityReport:
     """Runs an exported folder in its library, and our model, on the same random images.
 
     Args:
         out: the exported folder.
-        workdir: of the run it was exported from; None (for a resampled position table, which the
+        path: the workdir or checkpoint it was exported from; None (for a resampled position table, which the
             run does not have): our model with the folder's own weights.
         num_images: how many.
 
@@ -63,11 +64,7 @@ def check(out: str, workdir: str | None = None, num_images: int = 2) -> ParityRe
     source = open_source(out)
     name, config = source.format.name, source.config
     run = _runner(name)
-    ours = (
-        load(out)
-        if workdir is None
-        else load(workdir, ema=source.metadata.get("nepa_jax.weights") == "ema")
-    )
+    ours = load(out) if path is None else _exported(path, source.metadata)
     height, width = config.model.image_size
     shape = (num_images, height, width, config.model.in_channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -79,6 +76,12 @@ def check(out: str, workdir: str | None = None, num_images: int = 2) -> ParityRe
         if layer in states
     }
     return ParityReport(name, LIBRARIES[name], differences)
+
+
+def _exported(path: str, metadata: Mapping[str, str]) -> Loaded:
+    """The trained weights that an export was made of."""
+    ema = metadata["nepa_jax.weights"] == "ema"
+    return load(path, ema=ema, step=int(metadata["nepa_jax.step"]))
 
 
 def _runner(name: str):  # noqa: ANN202

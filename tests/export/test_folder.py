@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from nepa_jax.checkpoint import load_trained
+from nepa_jax.checkpoint import load_trained, save_weights
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError
 from nepa_jax.export import files
@@ -16,6 +16,7 @@ from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
 from nepa_jax.loading import load
+from nepa_jax.saved import Provenance
 
 WAYS = [
     ("nepa", "nepa", False), ("nepa", "nepa_paper", False), ("nepa", "nepa_class", False),
@@ -240,3 +241,23 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
     kit.assert_same(
         trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
     )
+
+
+def test_one_checkpoint_of_a_run_is_exported(kit, tmp_path):
+    config = kit.make_config("nepa")
+    for step in (3, 7):
+        provenance = Provenance.of(config, "abc")
+        save_weights(str(tmp_path), step, kit.make_model(config, seed=step), provenance)
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "train/loss": 0.75}\n{"step": 6, "train/loss": 0.5}\n'
+    )
+    checkpoint = tmp_path / "checkpoints" / "3"
+    for path, step in ((tmp_path, 3), (checkpoint, None), (checkpoint, 3)):
+        out = tmp_path / "out"
+        report = export(str(path), "nepa", str(out), step=step)
+        assert report.provenance["nepa_jax.step"] == "3"
+        kit.assert_same(load(str(out)).model, kit.make_model(config, seed=3))
+        kit.assert_same(load(str(path), step=step).model, kit.make_model(config, seed=3))
+    assert "0.75" in (out / "README.md").read_text()  # what was logged at that step
+    with pytest.raises(UserError, match=r"no checkpoint of step 4; choose from 3, 7"):
+        export(str(tmp_path), "nepa", str(out), step=4)

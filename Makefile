@@ -1,18 +1,22 @@
 # make demo     the whole path on a small real data set
-# make test     every test a laptop can run
-# Both make a virtual environment with pinned versions first, the first time they are called.
+# make test     every test a laptop can run in ten minutes
+# make chaos    the longer ones: runs that are killed, restarted and moved, ten times over
+# All make a virtual environment with pinned versions first, the first time they are called.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test chaos lint lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nepa-jax demo
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2
+
+chaos: $(VENV)/.ready
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

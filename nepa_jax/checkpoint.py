@@ -28,6 +28,7 @@ from nepa_jax.saved import (
     Sound,
     array_handler,
     checkpoints_in,
+    in_short,
     newest_sound,
     save_arrays,
 )
@@ -133,9 +134,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax passes on whatever its threads and the storage raise
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be saved ({reason}); free space there or allow "
+                f"{self.folder}: a checkpoint cannot be saved ({in_short(error)}); free space there or allow "
                 "writing, then give the same command again: it goes on from the last checkpoint"
             ) from error
 

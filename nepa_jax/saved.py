@@ -223,11 +223,15 @@ def _attempt(what: str, read: Callable[[], T]) -> tuple[T | None, str]:
     except Damaged as error:
         return None, str(error)
     except Exception as error:  # orbax and its storage raise errors of any kind
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(cause).strip().partition("\n")[0][:120]
-        return None, f"{what} cannot be read: {type(cause).__name__}: {reason}"
+        return None, f"{what} cannot be read: {in_short(error)}"
+
+
+def in_short(error: BaseException) -> str:
+    """The cause of an error in one line; of a long one the beginning and the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return text if len(text) <= 180 else f"{text[:50]} … {text[-120:]}"
 
 
 @contextmanager

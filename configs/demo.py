@@ -40,14 +40,13 @@ def nepa(config: ConfigDict) -> None:
     """The released recipe's parts (configs/nepa.py) at a size and length for minutes."""
     # Without the class token's own term, which can only learn the mean of the first patches.
     config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=False)
-    config.data.batch_size = 32  # twice the steps for the same images: worth more here
     config.model.update(norm_eps=1e-12, qk_norm=True)
     with config.ignore_type():
         config.model.rope_base = 100.0
         # The released 1e-5 lets blocks in slowly, over 500,000 steps. This run is over by then.
         config.model.layer_scale_init = 1.0
         config.optim.ema_decay = 0.99  # averages the last hundred steps, not the last 10,000
-        config.schedule = dict(total_steps=1600.0, warmup_steps=60.0, final_lr=0.0)
+        config.schedule = dict(total_steps=900.0, warmup_steps=60.0, final_lr=0.0)
 
 
 def mae(config: ConfigDict) -> None:
@@ -61,4 +60,4 @@ def mae(config: ConfigDict) -> None:
         decoder_num_heads=2,
     )
     config.model.posemb = "sincos"
-    config.schedule = dict(total_steps=700.0, warmup_steps=60.0, final_lr=0.0)
+    config.schedule = dict(total_steps=600.0, warmup_steps=60.0, final_lr=0.0)

@@ -30,7 +30,7 @@ def bench_export(config: ConfigDict) -> Result:
     """Export and import of the recipe's model with random weights, each in a fresh process.
 
     Memory is the peak less what the process has with its libraries imported, over the weights'
-    size. Copying is `cp` of the exported folder, right after it was written: from memory to disk.
+    size. Copying is that of the exported folder, right after it was written: from memory to disk.
     """
     config = ConfigDict(config.to_dict())
     config.data.path = config.data.path or "an export needs no data"

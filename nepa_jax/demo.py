@@ -28,7 +28,7 @@ from nepa_jax.visualize import curves, probes, reconstruct, similarity
 
 METHODS = ("nepa", "mae")
 IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
-LABELLED = 3_000  # training images whose labels the probes see; pretraining sees none
+LABELLED = 1_500  # training images whose labels the probes see; pretraining sees none
 PROBES = {"knn": knn.predict, "logreg": linear.predict}
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3], labels int32 [n]
@@ -124,17 +124,16 @@ def read_split(data: str, split: str) -> Split:
 def probe_all(trained: dict[str, Trained], splits: Splits) -> tuple[Accuracies, Accuracies]:
     """Accuracy of every probe on every layer of every encoder: validation, test.
 
-    ``untrained`` is the better one, on the validation split, of the two methods' encoders at step 0.
+    ``untrained_METHOD`` is the encoder of that method at step 0, the control of its pretraining:
+    the two differ in positions and attention, and so do their random features. ``untrained`` is the
+    better of both on the validation split.
     """
     found = {"raw_pixels": probe(raw_pixels, splits)}
-    fresh = [
-        probe(partial(encode, owner, untrained_model(owner)), splits) for owner in trained.values()
-    ]
+    for method, owner in trained.items():
+        found[f"untrained_{method}"] = probe(partial(encode, owner, untrained_model(owner)), splits)
+        found[method] = probe(partial(encode, owner, owner.model), splits)
+    fresh = [found[f"untrained_{method}"] for method in trained]
     found["untrained"] = max(fresh, key=lambda scores: max(scores["validation"]["logreg"]))
-    found |= {
-        method: probe(partial(encode, owner, owner.model), splits)
-        for method, owner in trained.items()
-    }
     return tuple(
         {name: scores[split] for name, scores in found.items()} for split in ("validation", "test")
     )
@@ -199,7 +198,8 @@ def draw_pictures(
     curves.draw(
         {method: folder / method / "metrics.jsonl" for method in METHODS}, pictures / "curves.png"
     )
-    probes.draw(test, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
+    shown = {name: scores for name, scores in test.items() if name != "untrained"}
+    probes.draw(shown, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
     reconstruct.draw(
         trained["mae"].model, images[:12], pictures / "reconstruct.png", ratios=(0.6, 0.75, 0.85)
     )
@@ -210,6 +210,8 @@ def results_table(best: dict[str, dict[str, float | int]]) -> Table:
     """Accuracies in per cent, a row for each source of features."""
     table = Table("frozen features", "kNN, %", "logistic regression, %", "layer")
     for name, row in best.items():
+        if name == "untrained":
+            continue  # the better of the two that are shown
         layer = "" if name == "raw_pixels" else str(row["layer"])
         table.add_row(
             name.replace("_", " "), f"{100 * row['knn']:.1f}", f"{100 * row['logreg']:.1f}", layer

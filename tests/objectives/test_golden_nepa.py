@@ -90,6 +90,7 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
         eps=1e-8,
         weight_decay=0.05,
         clip_norm=None,
+        spike_factor=None,
         ema_decay=None,
         accum_steps=1,
     )

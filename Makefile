@@ -1,6 +1,6 @@
 # make demo     the whole path on a small real data set
 # make test     every test a laptop can run in ten minutes
-# make chaos    the longer ones: runs that are killed, restarted and moved, ten times over
+# make chaos    the longer ones: several processes as one run, killed, restarted and moved
 # All make a virtual environment with pinned versions first, the first time they are called.
 
 PYTHON ?= python3

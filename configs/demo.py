@@ -46,7 +46,7 @@ def nepa(config: ConfigDict) -> None:
         # The released 1e-5 lets blocks in slowly, over 500,000 steps. This run is over by then.
         config.model.layer_scale_init = 1.0
         config.optim.ema_decay = 0.99  # averages the last hundred steps, not the last 10,000
-        config.schedule = dict(total_steps=900.0, warmup_steps=60.0, final_lr=0.0)
+        config.schedule = dict(total_steps=700.0, warmup_steps=60.0, final_lr=0.0)
 
 
 def mae(config: ConfigDict) -> None:

@@ -16,6 +16,7 @@ import small
 
 from nepa_jax.metrics import read_metrics
 
+pytestmark = pytest.mark.chaos
 TESTS = Path(__file__).parent
 LOCAL = TESTS.parent / "launch" / "local.py"
 WIDTHS = {
@@ -82,7 +83,7 @@ def alone(dataset, tmp_path_factory) -> dict[str, list[float]]:
     return {method: losses(folder / method) for method in WIDTHS}
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("processes", JOBS)
 def test_every_layout_on_several_processes_gives_the_losses_of_one_device(
     processes, alone, dataset, tmp_path
 ):
@@ -106,7 +107,6 @@ CHAOS = dict(schedule__total_steps="400", data__batch_size="16", checkpoint__eve
 ROUNDS = 10
 
 
-@pytest.mark.chaos
 def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet_one(
     dataset, tmp_path
 ):

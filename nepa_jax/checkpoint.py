@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from nepa_jax.checksums import checksums
 from nepa_jax.config import flat_keys
+from nepa_jax.distributed import say
 from nepa_jax.errors import UserError
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.saved import (
@@ -156,7 +157,7 @@ class Checkpoints:
         """
         candidates = [saved for saved in checkpoints_in(self.folder) if saved.step > 0]
         if self._cut_off:
-            warn(f"the save of {', '.join(self._cut_off)} was cut off; it is removed")
+            say(f"warning: the save of {', '.join(self._cut_off)} was cut off; it is removed")
         if not candidates:
             return None
         sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
@@ -172,7 +173,7 @@ class Checkpoints:
                 if aside.exists():
                     aside.rmtree()
                 saved.folder.rename(aside)
-            warn(f"{sound.warning()}; the damaged one is kept as STEP.damaged")
+            say(f"warning: {sound.warning()}; the damaged one is kept as STEP.damaged")
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
@@ -237,7 +238,7 @@ def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
     """
     sound = newest_sound(find_saved(path, step), lambda saved: _read_trained(saved, ema))
     if sound.damaged:
-        warn(sound.warning())
+        say(f"warning: {sound.warning()}")
     return sound.value
 
 
@@ -252,12 +253,6 @@ def half_written(folder: epath.Path) -> list[str]:
         return []
     names = [path.name for path in folder.iterdir() if ocp.utils.is_tmp_checkpoint(path)]
     return sorted(f"step {name.partition('.')[0]}" for name in names)
-
-
-def warn(text: str) -> None:
-    """Prints one line on the first host."""
-    if jax.process_index() == 0:
-        print(f"warning: {text}", flush=True)
 
 
 def find_saved(path: str, step: int | None) -> list[Saved]:

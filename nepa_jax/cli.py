@@ -69,13 +69,12 @@ def pretrain(args: argparse.Namespace) -> None:
     distributed.start(args.coordinator, args.processes, args.process)
     with distributed.failing_together():
         config = load_run_config(args)
-        from nepa_jax.setup import say
         from nepa_jax.train import pretrain
 
         pretrain(config, args.workdir)
     if (Path(args.workdir) / "DONE").exists():
-        say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
-        say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+        distributed.say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
+        distributed.say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
 
 
 def demo(args: argparse.Namespace) -> None:

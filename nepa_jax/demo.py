@@ -52,9 +52,10 @@ def demo(workdir: str) -> None:
         with stage(f"pretrain {method.upper()}"):
             trained[method] = train_in_two_parts(method, data, folder)
     with stage("probe the frozen features of every layer"):
-        validation, test = probe_all(trained, read_splits(data))
+        splits = read_splits(data)
+        validation, test = probe_all(trained, splits)
     with stage("draw pictures"):
-        draw_pictures(trained, test, read_split(data, "test")[0], folder)
+        draw_pictures(trained, test, splits["test"][0], folder)
     with stage("export for PyTorch"):
         for method in METHODS:
             export(

@@ -153,6 +153,12 @@ def client() -> Any:
     return jax_distributed.global_state.client
 
 
+def say(text: str) -> None:
+    """Prints on the first host only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 # Handshake
 
 

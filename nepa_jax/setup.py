@@ -20,7 +20,7 @@ import nepa_jax
 from nepa_jax import config as configs
 from nepa_jax.checkpoint import Checkpoints, check_same_run, config_changes
 from nepa_jax.data.loader import Loader
-from nepa_jax.distributed import compare_hosts
+from nepa_jax.distributed import compare_hosts, say
 from nepa_jax.errors import UserError
 from nepa_jax.goodput import Goodput
 from nepa_jax.hooks import (
@@ -265,9 +265,3 @@ def announce(run: Run) -> None:
         f"{config.schedule.total_steps:,} steps; lr {config.optim.lr:.3g}"
     )
     say(f"workdir: {run.workdir}")
-
-
-def say(text: str) -> None:
-    """Prints on the first host only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax.data.loader import Loader
-from nepa_jax.distributed import Preemption
+from nepa_jax.distributed import Preemption, say
 from nepa_jax.hooks import Hook
 from nepa_jax.mesh import put_batch
 from nepa_jax.objectives.base import Batch
-from nepa_jax.setup import say, set_up
+from nepa_jax.setup import set_up
 from nepa_jax.step import TrainState, Update
 
 

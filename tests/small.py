@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -43,10 +42,6 @@ def config(method: str, path: str = "unused", **more: str) -> ConfigDict:
 
 def resolved(method: str, **more: str) -> ConfigDict:
     return resolve(config(method, **more), num_examples=40, platform="cpu")
-
-
-def rngs() -> nnx.Rngs:
-    return nnx.Rngs(0)
 
 
 def images(count: int, seed: int = 0, side: int = 16) -> np.ndarray:

@@ -12,16 +12,12 @@ import time
 import jax
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
+from ports import free_port
 
 from nepa_jax import distributed, rendezvous
 from nepa_jax.distributed import differences, start
 from nepa_jax.errors import UserError
 from nepa_jax.rendezvous import Place
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 def child(script: str, *arguments: object) -> subprocess.Popen:

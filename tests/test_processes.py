@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from ports import free_port
 
 from nepa_jax.metrics import read_metrics
 
@@ -44,11 +44,6 @@ JOBS = {
 def environment(devices: int) -> dict[str, str]:
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     return os.environ | {"XLA_FLAGS": flags}
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 def run_jobs(jobs: list[dict], processes: int, devices: int) -> None:

@@ -1,12 +1,12 @@
 """Compiles a step for TPUs that are not here and prints what it needs. Started by test_tpu.py."""
 
 import json
-import re
 import sys
 
 import jax
 import numpy as np
 import small
+from hlo import collectives
 from jax.experimental import topologies
 
 from nepa_jax.mesh import batch_sharding, make_mesh
@@ -37,20 +37,6 @@ def main(topology: str, fsdp: str) -> None:
         "collectives": collectives(compiled.as_text()),
     }
     print(json.dumps(found))
-
-
-def collectives(program: str) -> dict[str, list[list[int]]]:
-    """Shapes of the results of every collective, by its name."""
-    pattern = (
-        r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    )
-    found: dict[str, list[list[int]]] = {}
-    for result, kind in re.findall(pattern, program):
-        shapes = re.findall(r"(?:bf16|f32)\[([\d,]*)\]", result)
-        found.setdefault(kind, []).extend(
-            [int(n) for n in shape.split(",") if n] for shape in shapes
-        )
-    return found
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(BIN)/nepa-jax demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 chaos: $(VENV)/.ready
 	$(BIN)/python -m pytest -m chaos

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ ROUNDS = 3
 IMAGES = 400  # per measurement, at least
 SAMPLE = 400  # of the data set's images, for all that does not read it through the loader
 FAR_STEP = 1_000_000
+BARE_SECONDS = 3.0
 
 Draw = Callable[[int], None]  # takes so many batches
 
@@ -340,11 +342,36 @@ def _ratios(rounds: Sequence[dict[str, Speed]]) -> dict[str, float]:
 
 
 def _scaling(config: LoaderConfig, cores: Sequence[int]) -> dict[str, float]:
-    """The wall rate of the loader on two cores over that on one, in turns."""
+    """What a second core gives, in images/s of wall time: the loader, and what it could be at most.
+
+    The latter are bare loops in processes that share nothing. They show what the machine has: two
+    cores may be two threads of one, or be lent to others for part of the time.
+    """
     if len(cores) < 2:
         return {}
-    gains = [_rate_on(config, cores[:2]) / _rate_on(config, cores[:1]) for _ in range(ROUNDS)]
-    return {"two cores / one, wall": statistics.median(gains)}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        gains = [(_gain(config, cores), _machine_gain(config, pool)) for _ in range(ROUNDS + 1)]
+    loader, machine = map(statistics.median, zip(*gains[1:], strict=True))
+    return {"two cores / one, wall": loader, "two bare loops / one, wall": machine}
+
+
+def _gain(config: LoaderConfig, cores: Sequence[int]) -> float:
+    return _rate_on(config, cores[:2]) / _rate_on(config, cores[:1])
+
+
+def _machine_gain(config: LoaderConfig, pool: ProcessPoolExecutor) -> float:
+    one, two = (sum(pool.map(_bare_rate, [config] * number)) for number in (1, 2))
+    return two / one
+
+
+def _bare_rate(config: LoaderConfig) -> float:
+    """images/s of the bare loop for some seconds."""
+    side, done = _bare(_some_images(config), replace(config, batch_size=1)), 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < BARE_SECONDS:
+        side.draw(1)
+        done += 1
+    return done / (time.perf_counter() - began)
 
 
 def _rate_on(config: LoaderConfig, cores: Sequence[int]) -> float:

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@jax.jit
 def checksums(leaves: Mapping[str, jax.Array]) -> jax.Array:
     """The checksum of every leaf: uint32 [leaves, 2], in the order of the sorted names."""
-    return jnp.stack([checksum(leaves[name]) for name in sorted(leaves)])
+    return _stack([checksum(leaves[name]) for name in sorted(leaves)])
 
 
+@jax.jit
+def _stack(sums: list[jax.Array]) -> jax.Array:
+    return jnp.stack(sums)
+
+
+@jax.jit  # each leaf by itself: parameters, moments and average share programs
 def checksum(array: jax.Array) -> jax.Array:
     """Two sums modulo 2³² of a hash of each element's bits and place: uint32 [2].
 

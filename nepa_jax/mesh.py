@@ -10,6 +10,7 @@ each name lies. Every way to spread a run is a choice of three sizes:
 and they combine.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -54,10 +55,10 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
     """
     sizes = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
     free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or fixed < 1 or num_devices % fixed or (not free and fixed != num_devices):
         raise UserError(
-            f"mesh = {sizes}: does not fit {num_devices} devices; try --config.mesh.data=-1"
+            f"mesh = {sizes}: does not fit {num_devices} device(s); try {_fitting(sizes, num_devices)}"
         )
     shape = {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}
     images, parts = config.data.batch_size, shape["data"] * shape["fsdp"]
@@ -69,6 +70,17 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
             f"try --config.data.batch_size={max(images // least, 1) * least}"
         )
     return shape
+
+
+def _fitting(sizes: dict[str, int], num_devices: int) -> str:
+    """The options that make sizes fit, with as much of fsdp and tensor as divides the devices."""
+    tensor = math.gcd(max(sizes["tensor"], 1), num_devices)
+    fsdp = math.gcd(max(sizes["fsdp"], 1), num_devices // tensor)
+    fitting = {"data": -1, "fsdp": fsdp, "tensor": tensor}
+    changed = [
+        f"--config.mesh.{axis}={fitting[axis]}" for axis in sizes if sizes[axis] != fitting[axis]
+    ]
+    return " ".join(changed)
 
 
 def _joined_slices(shape: dict[str, int], slices: int, devices: list[jax.Device]) -> np.ndarray:

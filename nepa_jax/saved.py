@@ -163,6 +163,13 @@ class Saved:
             )
 
 
+# Replicas share the writing of an array, but a small one is not worth a compiled slice for each.
+ARRAY_TYPES = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**18)),
+)
+
+
 def put(leaf: np.ndarray | jax.Array) -> jax.Array:
     return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
 
@@ -173,7 +180,11 @@ def array_handler(save_concurrent_gb: int | None = None) -> ocp.PyTreeCheckpoint
     Args:
         save_concurrent_gb: what is written at once takes as much memory again.
     """
-    return ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=save_concurrent_gb)
+    return ocp.PyTreeCheckpointHandler(
+        use_compression=False,
+        save_concurrent_gb=save_concurrent_gb,
+        type_handler_registry=ARRAY_TYPES,
+    )
 
 
 def save_arrays(leaves: Leaves) -> ocp.args.PyTreeSave:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nepa_jax.checkpoint import Checkpoints, find_saved, load_trained, read_state, state_parts
-from nepa_jax.checksums import checksums
+from nepa_jax.checksums import checksum
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
 from nepa_jax.metrics import read_metrics
@@ -36,7 +36,7 @@ def mesh(*shape: int) -> Mesh:
 
 
 def sums_of(array: np.ndarray | jax.Array) -> list[int]:
-    return np.asarray(checksums({"a": array}))[0].tolist()
+    return np.asarray(checksum(array)).tolist()
 
 
 ARRAYS = {
@@ -59,7 +59,7 @@ def test_a_checksum_does_not_depend_on_the_sharding(dtype):
 def test_no_sharded_array_is_gathered_for_its_checksum():
     sharding = NamedSharding(mesh(8), PartitionSpec(None, "x"))
     array = jax.ShapeDtypeStruct((64, 1024), np.float32, sharding=sharding)
-    program = checksums.lower({"a": array}).compile().as_text()
+    program = checksum.lower(array).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", program)
     assert all(np.prod([int(n) for n in shape.split(",")]) <= 16 for shape in gathered)
 
@@ -212,12 +212,16 @@ def test_with_no_sound_checkpoint_nothing_is_touched(pristine, tmp_path):
     assert steps_in(tmp_path) == ["4", "6"]
 
 
-def test_a_half_written_checkpoint_is_named_and_removed(pristine, tmp_path, capsys):
+def test_a_half_written_checkpoint_is_named_and_gone_once_its_step_is_saved(
+    pristine, tmp_path, capsys
+):
     shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     assert same(restore_latest(tmp_path), make_state(6))
     assert "the save of step 8 was cut off" in capsys.readouterr().out
-    assert steps_in(tmp_path) == ["4", "6"]
+    save(tmp_path, 8)
+    assert steps_in(tmp_path) == ["4", "6", "8"]
+    assert same(restore_latest(tmp_path), make_state(8))
 
 
 def test_a_state_comes_back_on_other_devices(tmp_path):

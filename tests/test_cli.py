@@ -26,7 +26,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str]:
         (dict(data__path="/no/such/set"), ["/no/such/set", "nepa-jax data prepare"]),
         (dict(data__split="test"), ["test", "train"]),
         (dict(data__batch_size="64"), ["64", "40"]),
-        (dict(mesh__data="3"), ["mesh", "8 devices"]),
+        (dict(mesh__data="3"), ["mesh", "8 device(s)"]),
         (dict(objective__name="nope.nope"), ["nope.nope", "no such module"]),
     ],
 )

@@ -196,8 +196,9 @@ def test_slices_are_joined_along_data():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (dict(mesh__fsdp="3"), "does not fit 8 devices"),
-        (dict(mesh__data="4"), "does not fit 8 devices"),
+        (dict(mesh__fsdp="3"), r"does not fit 8 device\(s\); try --config.mesh.fsdp=1$"),
+        (dict(mesh__data="4"), "try --config.mesh.data=-1$"),
+        (dict(mesh__fsdp="16", mesh__tensor="6"), "try .*mesh.fsdp=4 --config.mesh.tensor=2$"),
         (dict(data__batch_size="12"), "data.batch_size=8"),
         (dict(optim__accum_steps="4"), "data.batch_size=32"),
     ],

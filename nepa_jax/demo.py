@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
@@ -29,6 +31,7 @@ from nepa_jax.visualize import curves, probes, reconstruct, similarity
 METHODS = ("nepa", "mae")
 IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
 LABELLED = 1_500  # training images whose labels the probes see; pretraining sees none
+BATCH = 500  # images encoded at once; divides every count above
 PROBES = {"knn": knn.predict, "logreg": linear.predict}
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3], labels int32 [n]
@@ -110,15 +113,15 @@ def use_ema(method: str) -> bool:
 
 def read_splits(data: str) -> Splits:
     """All splits as the evaluation pass reads them; of the training one, the labelled part."""
-    splits = {split: read_split(data, split) for split in IMAGES}
-    images, labels = splits["train"]
-    return splits | {"train": (images[:LABELLED], labels[:LABELLED])}
+    counts = IMAGES | {"train": LABELLED}
+    return {split: read_split(data, split, count) for split, count in counts.items()}
 
 
-def read_split(data: str, split: str) -> Split:
+def read_split(data: str, split: str, count: int) -> Split:
+    """The first images of a split, in whole batches."""
     side = photographs.SIDE
-    config = LoaderConfig(data, split, (side, side), batch_size=500, augment="none", flip=False)
-    batches = list(iter_epoch(config))
+    config = LoaderConfig(data, split, (side, side), batch_size=BATCH, augment="none", flip=False)
+    batches = list(islice(iter_epoch(config), count // BATCH))
     return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
 
 
@@ -143,12 +146,12 @@ def probe_all(trained: dict[str, Trained], splits: Splits) -> tuple[Accuracies, 
 def untrained_model(owner: Trained) -> nnx.Module:
     """The model of a run as it was before the first step."""
     config = owner.provenance.config
-    return owner.objective.init_model(config, nnx.Rngs(config.run.seed))
+    return jax.jit(lambda: owner.objective.init_model(config, nnx.Rngs(config.run.seed)))()
 
 
 def encode(owner: Trained, model: nnx.Module, images: np.ndarray) -> np.ndarray:
     """Mean patch tokens of every layer, float32 [layers, n, D]."""
-    return features.extract(owner.objective, model, features.in_batches(images, 500), "mean")
+    return features.extract(owner.objective, model, features.in_batches(images, BATCH), "mean")
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:

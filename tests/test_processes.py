@@ -127,6 +127,35 @@ def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet
     np.testing.assert_allclose(losses(moved), losses(calm), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_one_process_is_lost_the_other_ends_within_a_minute(how, lost, dataset, tmp_path):
+    """A stopped process keeps its connections open, like a host that is cut off: only its silence tells."""
+    pair = start_pair(dataset, tmp_path)
+    try:
+        await_steps(pair[0], tmp_path, 3)
+        pair[lost].send_signal(how)
+        assert pair[1 - lost].wait(timeout=60) != 0
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+
+
+def start_pair(data: str, workdir: Path) -> list[subprocess.Popen]:
+    """Two processes without a launcher, which would end the one when the other does."""
+    steps = CHAOS | dict(schedule__total_steps="100000")
+    verb = ["pretrain", *small.arguments("nepa", data, **WIDTHS["nepa"], **steps)]
+    together = [f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}", "--processes=2"]
+    command = [sys.executable, "-m", "nepa_jax", *verb, *together]
+    return [
+        subprocess.Popen(
+            [*command, f"--process={i}"], env=environment(1), stdout=subprocess.DEVNULL
+        )
+        for i in range(2)
+    ]
+
+
 def start_run(data: str, workdir: Path, processes: int, grace_s: int) -> subprocess.Popen:
     arguments = small.arguments("nepa", data, **WIDTHS["nepa"], **CHAOS)
     launcher = [sys.executable, str(LOCAL), f"--processes={processes}", f"--grace={grace_s}"]

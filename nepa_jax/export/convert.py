@@ -144,7 +144,14 @@ def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.nd
         leaves = fold_class_position(leaves)
     for entry in entries(model, table):
         array = entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
-        yield entry.theirs, np.ascontiguousarray(array, np.float32)
+        yield entry.theirs, contiguous(np.asarray(array, np.float32))
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """An array in the order of its axes; jax transposes twice as fast as NumPy."""
+    if array.flags.c_contiguous:
+        return array
+    return np.asarray(jax.device_put(array, jax.devices("cpu")[0]))
 
 
 def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:

@@ -78,7 +78,7 @@ def _draw_learning(axes: Axes, name: str, run: Curves) -> None:
     if "train/loss_mean_patch" in run:
         axes.set_ylabel("squared error, removed patches")
         _baseline(axes, run["train/loss_mean_patch"], "the mean patch everywhere")
-    axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+    style.legend(axes)
 
 
 def _baseline(axes: Axes, curve: Curve, label: str) -> None:
@@ -99,4 +99,4 @@ def _draw_all(axes: Axes, curves: Mapping[str, Curves], key: str, heading: str) 
             color = style.color(name, index)
             axes.plot(*run[key], color=color, linewidth=1.2, label=style.title(name))
     if len(curves) > 1:
-        axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+        style.legend(axes)

@@ -57,6 +57,14 @@ def plain(axes: Axes, heading: str, xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
 
 
+def legend(axes: Axes) -> None:
+    """Below the frame, where it covers no curve."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8, frameon=False,
+        columnspacing=1.2, handlelength=1.6,
+    )  # fmt: skip
+
+
 def bare(axes: Axes) -> None:
     """Takes away ticks and frame, for images."""
     axes.set_xticks([])

@@ -23,6 +23,7 @@ from nepa_jax.checkpoint import Trained, load_trained
 from nepa_jax.config import load_config
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
 from nepa_jax.data.prepare import prepare_arrays
+from nepa_jax.errors import require_folder
 from nepa_jax.evals import features, knn, linear
 from nepa_jax.export.folder import export
 from nepa_jax.train import pretrain
@@ -42,6 +43,7 @@ Accuracies = dict[str, Scores]  # source of features -> scores
 
 def demo(workdir: str) -> None:
     """Does everything, shows the table, and writes ``summary.json``, ``pictures/``, ``export/``."""
+    require_folder(workdir, "--workdir")
     began, folder = time.perf_counter(), Path(workdir)
     print(
         f"demo in {workdir}: write records of crops of photographs, pretrain a small NEPA and a small "

@@ -11,3 +11,12 @@ class UserError(Exception):
 
 class RunDiverged(Exception):
     """Too many steps in a row had a loss or gradient that is not finite; exit code 1."""
+
+
+def require_folder(path: str, option: str) -> None:
+    """Raises UserError if a place to write to is a URL: it would become a folder named so, here."""
+    if "://" in path:
+        raise UserError(
+            f"{option}={path}: is a URL, and this must be a folder; mount the bucket "
+            "(gcsfuse, mountpoint-s3) and give the path below it"
+        )

@@ -21,7 +21,7 @@ from nepa_jax import config as configs
 from nepa_jax.checkpoint import Checkpoints, check_same_run, config_changes
 from nepa_jax.data.loader import Loader
 from nepa_jax.distributed import compare_hosts, say
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, require_folder
 from nepa_jax.goodput import Goodput
 from nepa_jax.hooks import (
     CheckpointHook,
@@ -231,8 +231,9 @@ def writable_folder(workdir: str) -> Path:
     """Makes the folder and tries to write there.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or is a URL.
     """
+    require_folder(workdir, "--workdir")
     folder = Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

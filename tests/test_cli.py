@@ -60,6 +60,20 @@ def test_a_workdir_that_is_a_file_is_one_line(dataset, tmp_path, capsys):
     assert code == 2 and "cannot be written" in error
 
 
+def test_a_url_is_no_place_to_write_to(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a folder gs:/bucket would appear
+    place = "gs://bucket/run"
+    for verb in (
+        ["pretrain", *small.arguments("nepa", dataset), f"--workdir={place}"],
+        ["import", "x.pth", "--format=mae", f"--workdir={place}"],
+        ["export", "run", "--format=mae", f"--out={place}"],
+        ["demo", f"--workdir={place}"],
+    ):
+        code, error = outcome(capsys, *verb)
+        assert code == 2 and place in error and "mount the bucket" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_arguments_are_refused(capsys):
     assert outcome(capsys, "data", "inspect", "somewhere", "--shard=3")[0] == 2
     code, error = outcome(capsys, "pretrain", "--config=configs/nepa.py", "--workdir=w", "--lr=3")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.checkpoint import Trained, load_trained, workdir_of
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, require_folder
 from nepa_jax.export import encoder, files
 from nepa_jax.export.card import model_card
 from nepa_jax.export.configs import export_config
@@ -68,9 +68,10 @@ def export(
 
     Raises:
         UserError: no such format or weights, a model that the format cannot hold, or an ``out``
-            that holds something else.
+            that is a URL or holds something else.
     """
     table = known_format(name)
+    require_folder(out, "--out")
     check_replaceable(Path(out))
     trained = load_trained(path, ema=ema, step=step)
     model, config = trained.model, trained.provenance.config

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.checkpoint import save_weights
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, require_folder
 from nepa_jax.export.convert import Report, compare, fill
 from nepa_jax.export.sources import Source, open_source
 from nepa_jax.objectives.base import load_objective
@@ -50,6 +50,7 @@ def import_checkpoint(
     Raises:
         UserError: the files are damaged, or names or shapes do not fit.
     """
+    require_folder(workdir, "--workdir")
     if (Path(workdir) / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds checkpoints already; give a new folder")
     source = open_source(path, name, config)

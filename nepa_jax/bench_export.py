@@ -1,6 +1,7 @@
 """Measures export and import of a model: seconds, rate beside a plain copy, and peak memory."""
 
 import multiprocessing
+import os
 import resource
 import shutil
 import tempfile
@@ -73,11 +74,13 @@ def write_random(workdir: str, config: ConfigDict) -> int:
 
 
 def measured(function: Callable, *args: object) -> tuple[float, int]:
-    """Seconds of a call, and bytes by which it raises this process's peak memory."""
+    """Seconds of a call until all is on disk, and bytes by which it raises this process's peak memory."""
     jax.devices()
+    os.sync()
     before = _peak_bytes()
     began = time.perf_counter()
     function(*args)
+    os.sync()
     return time.perf_counter() - began, _peak_bytes() - before
 
 

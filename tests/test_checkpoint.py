@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -226,7 +227,10 @@ def test_a_half_written_checkpoint_is_named_and_gone_once_its_step_is_saved(
 
 
 def test_a_state_comes_back_on_other_devices(tmp_path):
-    eight = jax.device_put(make_state(3), NamedSharding(mesh(8), PartitionSpec()))
+    # Eight replicas share the writing of the table: it is large enough.
+    table = {"table": jnp.arange(2**20, dtype=jnp.float32).reshape(1024, 1024)}
+    state = replace(make_state(3), extra=table)
+    eight = jax.device_put(state, NamedSharding(mesh(8), PartitionSpec()))
     kernel = NamedSharding(mesh(8), PartitionSpec("x"))
     eight.model.kernel[...] = jax.device_put(eight.model.kernel[...], kernel)
     with Checkpoints(str(tmp_path)) as checkpoints:
@@ -235,11 +239,11 @@ def test_a_state_comes_back_on_other_devices(tmp_path):
         place = NamedSharding(mesh(devices), PartitionSpec())
         target = jax.tree.map(
             lambda leaf, place=place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            make_state(0),
+            state,
         )
         (saved,) = find_saved(str(tmp_path), 3)
         restored = read_state(saved, target, lambda _: None).state
-        assert same(restored, make_state(3))
+        assert same(restored, state)
         assert restored.model.kernel[...].sharding.num_devices == devices
 
 

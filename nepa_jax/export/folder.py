@@ -27,7 +27,7 @@ from nepa_jax.trees import named_leaves, with_leaves
 
 MAX_PART_BYTES = 5 * 10**9
 TORCH_MODEL = Path(__file__).parent / "torch_model"
-SHIPPED = ("configuration_nepa.py", "modeling_nepa.py")
+SHIPPED = {"nepa": ("configuration_nepa.py", "modeling_nepa.py"), "mae": ("to_pth.py",)}
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,8 @@ def _write_folder(
     for name, content in side_files(table.name, config, theirs).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
-    if table.name == "nepa":
-        for name in SHIPPED:
-            shutil.copyfile(TORCH_MODEL / name, folder / name)
+    for name in SHIPPED.get(table.name, ()):
+        shutil.copyfile(TORCH_MODEL / name, folder / name)
     (folder / "README.md").write_text(model_card(table.name, config, provenance, metrics))
 
 

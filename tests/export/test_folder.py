@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +240,20 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
     config = kit.make_config("mae")
     found = import_checkpoint(str(tmp_path / "mae.pth"), "mae", str(tmp_path / "in"), config=config)
     assert found.names.complete
+    kit.assert_same(
+        trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
+    )
+
+
+@pytest.mark.parametrize("max_part_bytes", [10**9, 20_000], ids=["one file", "parts"])
+def test_an_exported_mae_becomes_a_pth_by_the_script_in_its_folder(
+    kit, workdir, tmp_path, max_part_bytes
+):
+    pytest.importorskip("torch")
+    out, pth = tmp_path / "out", tmp_path / "mae.pth"
+    export(workdir("mae"), "mae", str(out), max_part_bytes=max_part_bytes)
+    subprocess.run([sys.executable, str(out / "to_pth.py"), str(pth)], check=True)
+    import_checkpoint(str(pth), "mae", str(tmp_path / "in"), config=kit.make_config("mae"))
     kit.assert_same(
         trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -90,6 +91,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     cleanup_tmp_directories=True,
+                    async_options=ocp.options.AsyncOptions(barrier_sync_fn=meet_unless_failed),
                 ),
             )
 
@@ -245,6 +247,15 @@ def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
 def _not_of_orbax(record: logging.LogRecord) -> bool:
     """Orbax logs, with its traceback, every error that it raises as well."""
     return "orbax" not in record.pathname
+
+
+def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
+    """Where orbax's threads wait for all hosts. One that failed to write passes, to say so at once.
+
+    The others wait for it at another barrier, which its end will break.
+    """
+    if sys.exception() is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def half_written(folder: epath.Path) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -43,7 +44,8 @@ class JsonlWriter:
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a line that failed when it was written
+            self._file.close()
 
 
 def _lines(path: Path) -> list[str]:

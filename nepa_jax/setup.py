@@ -141,7 +141,13 @@ class Run:
         report = Report(self._writers(start), start, self.config.schedule.total_steps)
 
         def report_all(step: int, scalars: Scalars) -> None:
-            report(step, {**scalars, **self.loader.stats(), **self.goodput.write(step)})
+            try:
+                report(step, {**scalars, **self.loader.stats(), **self.goodput.write(step)})
+            except OSError as error:
+                raise UserError(
+                    f"{self.workdir}: the log cannot be written ({error.strerror}); free space there, "
+                    "then give the same command again: it goes on from the last checkpoint"
+                ) from error
 
         try:
             yield report_all

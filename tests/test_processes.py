@@ -2,10 +2,13 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 
@@ -131,29 +134,42 @@ def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_process_is_lost_the_other_ends_within_a_minute(how, lost, dataset, tmp_path):
     """A stopped process keeps its connections open, like a host that is cut off: only its silence tells."""
-    pair = start_pair(dataset, tmp_path)
-    try:
+    with running_pair(dataset, tmp_path) as pair:
         await_steps(pair[0], tmp_path, 3)
         pair[lost].send_signal(how)
         assert pair[1 - lost].wait(timeout=60) != 0
+
+
+def test_a_save_that_fails_on_one_process_ends_both_within_a_minute(dataset, tmp_path):
+    """Orbax by itself would wait twenty minutes for the one that cannot write."""
+    with running_pair(dataset, tmp_path, mesh__fsdp="2", model__embed_dim="64") as pair:
+        await_steps(pair[0], tmp_path, 1)
+        resource.prlimit(pair[1].pid, resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk
+        _, error = pair[1].communicate(timeout=60)
+        assert pair[1].returncode == 2
+        assert "nepa-jax: error: " in error and "a checkpoint cannot be saved" in error
+        assert pair[0].wait(timeout=60) != 0
+
+
+@contextmanager
+def running_pair(data: str, workdir: Path, **changes: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes without a launcher, which would end the one when the other does."""
+    keys = WIDTHS["nepa"] | CHAOS | dict(schedule__total_steps="100000") | changes
+    together = [f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}", "--processes=2"]
+    verb = ["pretrain", *small.arguments("nepa", data, **keys), *together]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nepa_jax", *verb, f"--process={i}"], env=environment(1),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        yield pair
     finally:
         for process in pair:
             process.kill()
-            process.wait()
-
-
-def start_pair(data: str, workdir: Path) -> list[subprocess.Popen]:
-    """Two processes without a launcher, which would end the one when the other does."""
-    steps = CHAOS | dict(schedule__total_steps="100000")
-    verb = ["pretrain", *small.arguments("nepa", data, **WIDTHS["nepa"], **steps)]
-    together = [f"--workdir={workdir}", f"--coordinator=localhost:{free_port()}", "--processes=2"]
-    command = [sys.executable, "-m", "nepa_jax", *verb, *together]
-    return [
-        subprocess.Popen(
-            [*command, f"--process={i}"], env=environment(1), stdout=subprocess.DEVNULL
-        )
-        for i in range(2)
-    ]
+            process.communicate()
 
 
 def start_run(data: str, workdir: Path, processes: int, grace_s: int) -> subprocess.Popen:

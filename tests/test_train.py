@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -160,6 +161,20 @@ def test_a_new_objective_is_one_file_and_trains_through_the_untouched_loop(
     losses = [row["train/loss"] for row in logged(tmp_path / "run")]
     assert losses[-1] < losses[0]
     assert float(jax.numpy.abs(state.extra["teacher"].map.kernel[...]).sum()) > 0
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_line(dataset, tmp_path):
+    steps = dict(schedule__total_steps="40", checkpoint__every_steps="100")
+    keys = small.arguments("nepa", dataset, **steps)
+    arguments = command("pretrain", *keys, f"--workdir={tmp_path}")
+    limit = 4096, 4096  # bytes of a file, less than the log comes to: as a full disk
+    done = subprocess.run(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[-1].startswith("nepa-jax: error: ")
+    assert "the log cannot be written" in lines[-1] and "free space there" in lines[-1]
 
 
 def test_an_objective_that_does_not_exist_is_one_clear_line(dataset, tmp_path):

@@ -167,13 +167,12 @@ def test_a_log_that_cannot_be_written_is_one_clear_line(dataset, tmp_path):
     steps = dict(schedule__total_steps="40", checkpoint__every_steps="100")
     keys = small.arguments("nepa", dataset, **steps)
     arguments = command("pretrain", *keys, f"--workdir={tmp_path}")
-    limit = 4096, 4096  # bytes of a file, less than the log comes to: as a full disk
-    done = subprocess.run(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )  # fmt: skip
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2 and lines[-1].startswith("nepa-jax: error: ")
+    run = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Less than the log comes to, as a full disk. Set while the packages are imported.
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    _, error = run.communicate(timeout=120)
+    lines = error.splitlines()
+    assert run.returncode == 2 and lines[-1].startswith("nepa-jax: error: ")
     assert "the log cannot be written" in lines[-1] and "free space there" in lines[-1]
 
 

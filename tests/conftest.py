@@ -8,8 +8,9 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 # Before jax is imported, and for the processes that tests start. Unoptimised code compiles in a
-# third of the time; the cache serves programs that several tests share. Eight devices on two busy
-# cores may meet late: XLA ends the process after 40 s.
+# third of the time; the cache serves programs that several tests share. Eight devices need threads to
+# meet in: with few of them one collective can keep those that another waits for. XLA ends the
+# process after 40 s of that, which two busy cores may also take by themselves.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -18,6 +19,7 @@ os.environ["XLA_FLAGS"] = (
 )
 if version("jaxlib").startswith("0.10."):  # later ones know no such flag, and need it less
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+os.environ["NPROC"] = "32"  # the size of XLA's pool of threads
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(TESTS))

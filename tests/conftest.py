@@ -16,6 +16,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
+    # Eight devices on two busy cores may meet late: XLA would end the process after 40 s.
+    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if version("jaxlib").startswith("0.10."):  # later ones know no such flag, and need it less
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

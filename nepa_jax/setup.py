@@ -141,13 +141,8 @@ class Run:
         report = Report(self._writers(start), start, self.config.schedule.total_steps)
 
         def report_all(step: int, scalars: Scalars) -> None:
-            try:
+            with self._clear_errors():
                 report(step, {**scalars, **self.loader.stats(), **self.goodput.write(step)})
-            except OSError as error:
-                raise UserError(
-                    f"{self.workdir}: the log cannot be written ({error.strerror}); free space there, "
-                    "then give the same command again: it goes on from the last checkpoint"
-                ) from error
 
         try:
             yield report_all
@@ -157,13 +152,26 @@ class Run:
     def account(self, step: int) -> None:
         """Says where the time went."""
         if jax.process_index() == 0:
-            self.goodput.write(step)
+            with self._clear_errors():
+                self.goodput.write(step)
             say(f"goodput: {self.goodput.summary()}")
 
     def mark_done(self, step: int) -> None:
         """Writes ``WORKDIR/DONE`` after the last step: launchers ask for it."""
         if jax.process_index() == 0 and step >= self.config.schedule.total_steps:
-            (self.workdir / "DONE").write_text(f"{step}\n")
+            with self._clear_errors():
+                (self.workdir / "DONE").write_text(f"{step}\n")
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Around all that is written to the workdir while the run goes on, checkpoints apart."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.workdir}: the log cannot be written ({error.strerror}); free space there, "
+                "then give the same command again: it goes on from the last checkpoint"
+            ) from error
 
     def _writers(self, start: int) -> list[Writer]:
         writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start)]

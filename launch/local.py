@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 POLL_S = 0.05
+THREADS_PER_DEVICE = 4
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -64,9 +65,15 @@ def free_port() -> int:
 
 
 def environment(devices: int) -> dict[str, str]:
-    """This environment, with so many CPU devices for each process."""
+    """This environment, with so many CPU devices for each process and threads enough for them.
+
+    XLA runs collectives of a loop and those beside it at the same time, in an order that devices
+    need not share. Each that waits keeps a thread: with one per device (XLA's default, where there
+    are fewer cores) all can be kept while a device still needs one, and nothing moves again.
+    """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    threads = os.environ.get("NPROC") or str(max(THREADS_PER_DEVICE * devices, os.cpu_count() or 1))
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "NPROC": threads}
 
 
 def run(commands: Sequence[Sequence[str]], env: dict[str, str], grace_s: float) -> int:

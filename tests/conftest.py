@@ -1,30 +1,25 @@
 """Shared by all tests: eight devices on the CPU, quick compiles, small real records."""
 
-import atexit
 import os
-import shutil
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 TESTS = Path(__file__).parent
 
 # Before jax is imported, and for the processes that tests start. Unoptimised code compiles in a
-# third of the time; the cache serves programs that several tests share.
+# third of the time; the cache serves programs that several tests share. NPROC is the size of XLA's
+# pool of threads: with as few as there are devices, collectives that wait for each other can keep
+# them all (launch/local.py says how).
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["NPROC"] = "32"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true"
-    # Eight devices on two busy cores may meet late: XLA would end the process after 40 s.
-    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if version("jaxlib").startswith("0.10."):  # later ones know no such flag, and need it less
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers inherit the first one's
-    # New for each session: programs of eight devices from an older one were seen to hang.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nepa-jax-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(TESTS))
 

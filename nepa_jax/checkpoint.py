@@ -40,23 +40,26 @@ from nepa_jax.trees import named_leaves, with_leaves
 # What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
 FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
 
-# A checkpoint's parts, so that weights can be read without the optimizer's state.
-PARTS = ("model", "ema", "rest")
-
 
 def state_parts(state: TrainState) -> dict[str, Leaves]:
-    """The parts of a state that hold arrays, each as leaves by name."""
+    """The parts of a state that hold arrays, each as leaves by name.
+
+    Weights can be read without the optimizer's state.
+    """
     rest = dataclasses.replace(state, model=None, ema=None)
     parts = {"model": state.model, "ema": state.ema, "rest": rest}
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
 def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Composite:
-    """What goes into a checkpoint: the parts, their checksums, and text."""
-    arrays = {part: save_arrays(leaves) for part, leaves in parts.items()}
+    """What goes into a checkpoint: the parts and their checksums as one tree, and text.
+
+    One, because orbax begins to write a tree once it is copied, while it copies the next.
+    """
     sums = {part: checksums(leaves) for part, leaves in parts.items()}
+    arrays = save_arrays({**parts, "checksums": sums})
     meta = Meta.of(provenance, parts).to_json()
-    return ocp.args.Composite(**arrays, checksums=save_arrays(sums), meta=ocp.args.JsonSave(meta))
+    return ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonSave(meta))
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
@@ -64,8 +67,9 @@ def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provena
     folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
     leaves = named_leaves(model)
     largest_gb = max(leaf.nbytes for leaf in leaves.values()) // 10**9
-    handlers = {part: array_handler(largest_gb + 1) for part in ("model", "checksums")}
-    handler = ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers)
+    handler = ocp.CompositeCheckpointHandler(
+        arrays=array_handler(largest_gb + 1), meta=ocp.JsonCheckpointHandler()
+    )
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=contents({"model": leaves}, provenance))
 
@@ -83,11 +87,10 @@ class Checkpoints:
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
         logging.getLogger("absl").addFilter(_not_of_orbax)
         self._cut_off = half_written(self.folder)  # which the manager removes
-        handlers = {part: array_handler() for part in (*PARTS, "checksums")}
         with self._clear_errors():
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                item_handlers=handlers | {"meta": ocp.JsonCheckpointHandler()},
+                item_handlers={"arrays": array_handler(), "meta": ocp.JsonCheckpointHandler()},
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     cleanup_tmp_directories=True,

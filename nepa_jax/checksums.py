@@ -19,7 +19,7 @@ def _stack(sums: list[jax.Array]) -> jax.Array:
 
 @jax.jit  # each leaf by itself: parameters, moments and average share programs
 def checksum(array: jax.Array) -> jax.Array:
-    """Two sums modulo 2³² of a hash of each element's bits and place: uint32 [2].
+    """Sums modulo 2³² of two hashes of each element's bits and place: uint32 [2].
 
     Integer sums are exact in any order, so every sharding gives the same, and each device reads
     its own part alone. Both hashes are one-to-one in an element's bits: one changed element, be
@@ -28,9 +28,8 @@ def checksum(array: jax.Array) -> jax.Array:
     Args:
         array: of any shape; at most 4 bytes per element.
     """
-    places = _places(array.shape)
-    first = _hash(_words(array), places)
-    second = _hash(first, places)
+    first = _mixed(_words(array) ^ (_places(array.shape) * jnp.uint32(0x9E3779B1)))
+    second = (first ^ (first >> 16)) * jnp.uint32(0xC2B2AE35)
     # One pass for both sums; first within rows, which a CPU's cores share among them.
     by_row = _sum((first, second), tuple(range(1, array.ndim)))
     return jnp.stack(_sum(by_row, tuple(range(min(array.ndim, 1)))))
@@ -52,9 +51,8 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
     return places
 
 
-def _hash(words: jax.Array, places: jax.Array) -> jax.Array:
-    """Products with odd numbers and shifted exclusive ors: each step can be undone."""
-    words = words ^ (places * jnp.uint32(0x9E3779B1))
+def _mixed(words: jax.Array) -> jax.Array:
+    """A product with an odd number between shifted exclusive ors: each step can be undone."""
     words = (words ^ (words >> 15)) * jnp.uint32(0x85EBCA6B)
     return words ^ (words >> 13)
 

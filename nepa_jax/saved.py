@@ -126,10 +126,10 @@ class Saved:
             Damaged: it does not hold what was saved, on all hosts alike.
         """
         self._require(wanted, meta.arrays.get(part, {}))
+        rows = np.zeros((len(wanted), 2), np.uint32)
+        sums = _on_all_hosts("checksums", lambda: self._read("checksums", {part: rows}))[part]
         found = _on_all_hosts(part, lambda: self._read(part, wanted))
-        rows = {name: np.zeros((len(held), 2), np.uint32) for name, held in meta.arrays.items()}
-        sums = _on_all_hosts("checksums", lambda: self._read("checksums", rows))
-        proven = np.all(np.asarray(checksums(found)) == sums[part], axis=1)
+        proven = np.all(np.asarray(checksums(found)) == sums, axis=1)
         wrong = [name for name, same in zip(sorted(found), proven, strict=True) if not same]
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found
@@ -142,10 +142,10 @@ class Saved:
 
     def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
         # Without orbax's barriers: a host that cannot read must not keep the others waiting.
-        tree = nest(wanted)
+        tree = {part: nest(wanted)}
         how = jax.tree.map(_restore_args, tree)
         args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
-        found = array_handler().restore(self.folder / part, args=args)
+        found = array_handler().restore(self.folder / "arrays", args=args)[part]
         # Arrays that lie on several hosts are where they belong already, and cannot be put again.
         return {
             name: jax.block_until_ready(put(leaf)) for name, leaf in named_leaves(found).items()
@@ -187,9 +187,9 @@ def array_handler(save_concurrent_gb: int | None = None) -> ocp.PyTreeCheckpoint
     )
 
 
-def save_arrays(leaves: Leaves) -> ocp.args.PyTreeSave:
+def save_arrays(parts: Mapping[str, Leaves]) -> ocp.args.PyTreeSave:
     """Arrays to be saved, in pieces that are read one after the other."""
-    tree = nest(leaves)
+    tree = {part: nest(leaves) for part, leaves in parts.items()}
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), tree)
     return ocp.args.PyTreeSave(tree, save_args=pieces)
 

@@ -159,9 +159,7 @@ def kinds(folder: Path) -> dict[str, list[str]]:
 
 # Files without which arrays or meta are lost. What the others say is proven by the arrays.
 NEEDED = {
-    "meta/metadata", "checksums/manifest.ocdbt", "checksums/d/*",
-    "model/manifest.ocdbt", "model/d/*", "model/ocdbt.process_0/d/*",
-    "rest/manifest.ocdbt", "rest/d/*", "rest/ocdbt.process_0/d/*",
+    "meta/metadata", "arrays/manifest.ocdbt", "arrays/d/*", "arrays/ocdbt.process_0/d/*",
 }  # fmt: skip
 
 
@@ -218,7 +216,7 @@ def test_a_half_written_checkpoint_is_named_and_gone_once_its_step_is_saved(
     pristine, tmp_path, capsys
 ):
     shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp" / "arrays").mkdir(parents=True)
     assert same(restore_latest(tmp_path), make_state(6))
     assert "the save of step 8 was cut off" in capsys.readouterr().out
     save(tmp_path, 8)
@@ -316,8 +314,8 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_end(dataset, finished,
     workdir, end = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "checkpoints" / "4"
-    files = [newest / name for name in kinds(newest)["model/ocdbt.process_0/d/*"]]
-    damage(files, DAMAGES["flipped"])
+    files = [newest / name for name in kinds(newest)["arrays/ocdbt.process_0/d/*"]]
+    damage(files, DAMAGES["deleted"])
     assert load_trained(str(tmp_path), ema=False).step == 2
     assert newest.is_dir()  # only the run itself sets anything aside
     assert same(run(dataset, tmp_path), end)

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+BLOCK = 2**20  # elements of an array in this host's memory that are looked at together
 
-def checksums(leaves: Mapping[str, jax.Array]) -> jax.Array:
+
+def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
     """The checksum of every leaf: uint32 [leaves, 2], in the order of the sorted names."""
     return _stack([checksum(leaves[name]) for name in sorted(leaves)])
 
@@ -17,8 +20,7 @@ def _stack(sums: list[jax.Array]) -> jax.Array:
     return jnp.stack(sums)
 
 
-@jax.jit  # each leaf by itself: parameters, moments and average share programs
-def checksum(array: jax.Array) -> jax.Array:
+def checksum(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Sums modulo 2³² of two hashes of each element's bits and place: uint32 [2].
 
     Integer sums are exact in any order, so every sharding gives the same, and each device reads
@@ -28,11 +30,36 @@ def checksum(array: jax.Array) -> jax.Array:
     Args:
         array: of any shape; at most 4 bytes per element.
     """
-    first = _mixed(_words(array) ^ (_places(array.shape) * jnp.uint32(0x9E3779B1)))
-    second = (first ^ (first >> 16)) * jnp.uint32(0xC2B2AE35)
+    return _of_host(array) if isinstance(array, np.ndarray) else _of_devices(array)
+
+
+@jax.jit  # each leaf by itself: parameters, moments and average share programs
+def _of_devices(array: jax.Array) -> jax.Array:
     # One pass for both sums; first within rows, which a CPU's cores share among them.
-    by_row = _sum((first, second), tuple(range(1, array.ndim)))
+    by_row = _sum(_hashes(_words(array), _places(array.shape)), tuple(range(1, array.ndim)))
     return jnp.stack(_sum(by_row, tuple(range(min(array.ndim, 1)))))
+
+
+def _of_host(array: np.ndarray) -> np.ndarray:
+    """Block by block: one program serves all shapes, and nothing is copied as a whole."""
+    words = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
+    cpu, total = jax.devices("cpu")[0], np.zeros(2, np.uint32)
+    for start in range(0, words.size, BLOCK):
+        block = words[start : start + BLOCK]
+        padded = np.pad(block, (0, BLOCK - block.size)) if block.size < BLOCK else block
+        total += np.asarray(_of_block(jax.device_put(padded, cpu), start % 2**32, block.size))
+    return total
+
+
+@jax.jit
+def _of_block(words: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
+    """Of a part of a flat array that begins at ``start`` and holds ``count`` elements."""
+    shape = (64, BLOCK // 64)
+    places = _places(shape)
+    pair = _hashes(words.astype(jnp.uint32).reshape(shape), places + jnp.uint32(start))
+    inside = places < jnp.uint32(count)
+    by_row = _sum(tuple(jnp.where(inside, part, 0) for part in pair), (1,))
+    return jnp.stack(_sum(by_row, (0,)))
 
 
 def _words(array: jax.Array) -> jax.Array:
@@ -51,13 +78,15 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
     return places
 
 
-def _mixed(words: jax.Array) -> jax.Array:
-    """A product with an odd number between shifted exclusive ors: each step can be undone."""
-    words = (words ^ (words >> 15)) * jnp.uint32(0x85EBCA6B)
-    return words ^ (words >> 13)
-
-
 Pair = tuple[jax.Array, jax.Array]
+
+
+def _hashes(words: jax.Array, places: jax.Array) -> Pair:
+    """Products with odd numbers and shifted exclusive ors: each step can be undone."""
+    first = words ^ (places * jnp.uint32(0x9E3779B1))
+    first = (first ^ (first >> 15)) * jnp.uint32(0x85EBCA6B)
+    first ^= first >> 13
+    return first, (first ^ (first >> 16)) * jnp.uint32(0xC2B2AE35)
 
 
 def _sum(pair: Pair, axes: tuple[int, ...]) -> Pair:

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nepa_jax import photographs
-from nepa_jax.checkpoint import Trained, load_trained
 from nepa_jax.config import load_config
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
 from nepa_jax.data.prepare import prepare_arrays
 from nepa_jax.errors import require_folder
 from nepa_jax.evals import features, knn, linear
 from nepa_jax.export.folder import export
+from nepa_jax.loading import Loaded, load
 from nepa_jax.train import pretrain
 from nepa_jax.visualize import curves, probes, reconstruct, similarity
 
@@ -97,7 +97,7 @@ def write_records(folder: Path) -> str:
     return str(folder)
 
 
-def train_in_two_parts(method: str, data: str, folder: Path) -> Trained:
+def train_in_two_parts(method: str, data: str, folder: Path) -> Loaded:
     """Pretrains; stops half-way, as a preempted run would, and resumes from the checkpoint."""
     config = load_config(f"configs/demo.py:{method}")
     config.data.path = data
@@ -105,7 +105,7 @@ def train_in_two_parts(method: str, data: str, folder: Path) -> Trained:
     halfway = int(config.schedule.total_steps) // 2
     pretrain(config, workdir, stop_step=halfway)
     pretrain(config, workdir)
-    return load_trained(workdir, ema=use_ema(method))
+    return load(workdir, ema=use_ema(method))
 
 
 def use_ema(method: str) -> bool:
@@ -127,7 +127,7 @@ def read_split(data: str, split: str, count: int) -> Split:
     return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
 
 
-def probe_all(trained: dict[str, Trained], splits: Splits) -> tuple[Accuracies, Accuracies]:
+def probe_all(trained: dict[str, Loaded], splits: Splits) -> tuple[Accuracies, Accuracies]:
     """Accuracy of every probe on every layer of every encoder: validation, test.
 
     ``untrained_METHOD`` is the encoder of that method at step 0, the control of its pretraining:
@@ -145,13 +145,13 @@ def probe_all(trained: dict[str, Trained], splits: Splits) -> tuple[Accuracies, 
     )
 
 
-def untrained_model(owner: Trained) -> nnx.Module:
+def untrained_model(owner: Loaded) -> nnx.Module:
     """The model of a run as it was before the first step."""
-    config = owner.provenance.config
+    config = owner.config
     return jax.jit(lambda: owner.objective.init_model(config, nnx.Rngs(config.run.seed)))()
 
 
-def encode(owner: Trained, model: nnx.Module, images: np.ndarray) -> np.ndarray:
+def encode(owner: Loaded, model: nnx.Module, images: np.ndarray) -> np.ndarray:
     """Mean patch tokens of every layer, float32 [layers, n, D]."""
     return features.extract(owner.objective, model, features.in_batches(images, BATCH), "mean")
 
@@ -196,7 +196,7 @@ def best_layers(validation: Accuracies, test: Accuracies) -> dict[str, dict[str,
 
 
 def draw_pictures(
-    trained: dict[str, Trained], test: Accuracies, images: np.ndarray, folder: Path
+    trained: dict[str, Loaded], test: Accuracies, images: np.ndarray, folder: Path
 ) -> None:
     """Reconstructions, next-embedding similarity, training curves, accuracy by layer."""
     pictures = folder / "pictures"

@@ -63,7 +63,7 @@ def load_onto(path: str, target: nnx.Module) -> Loaded:
     Raises:
         UserError: there are no such weights, or they are of another model.
     """
-    loaded = load(path)
+    loaded = _read(path, ema=False, step=None)
     found, wanted = named_leaves(loaded.model), named_leaves(target)
     shapes = Report(
         missing=sorted(wanted.keys() - found.keys()),
@@ -98,6 +98,12 @@ def load(path: str, *, ema: bool = False, step: int | None = None) -> Loaded:
     Raises:
         UserError: there are no such weights, or they do not fit.
     """
+    loaded = _read(path, ema, step)
+    return replace(loaded, model=jax.device_put(loaded.model))
+
+
+def _read(path: str, ema: bool, step: int | None) -> Loaded:
+    """With the weights wherever reading left them."""
     if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
         trained = load_trained(path, ema=ema, step=step)
         return Loaded(trained.model, trained.objective, trained.provenance.config)

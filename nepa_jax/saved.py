@@ -119,7 +119,7 @@ class Saved:
     def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array]:
         """The leaves of a part in the wanted shapes, dtypes and shardings.
 
-        Those without a sharding come to this host's first device; that takes the least memory.
+        Those without a sharding come as NumPy arrays, which takes the least memory.
 
         Raises:
             UserError: the checkpoint holds other arrays.
@@ -146,10 +146,7 @@ class Saved:
         how = jax.tree.map(_restore_args, tree)
         args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
         found = array_handler().restore(self.folder / "arrays", args=args)[part]
-        # Arrays that lie on several hosts are where they belong already, and cannot be put again.
-        return {
-            name: jax.block_until_ready(put(leaf)) for name, leaf in named_leaves(found).items()
-        }
+        return dict(named_leaves(found))
 
     def _require(self, wanted: Leaves, held: Shapes) -> None:
         made = shapes_of(wanted)
@@ -165,13 +162,9 @@ class Saved:
 
 # Replicas share the writing of an array, but a small one is not worth a compiled slice for each.
 ARRAY_TYPES = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # saved while we wait
     (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**18)),
 )
-
-
-def put(leaf: np.ndarray | jax.Array) -> jax.Array:
-    return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
 
 
 def array_handler(save_concurrent_gb: int | None = None) -> ocp.PyTreeCheckpointHandler:

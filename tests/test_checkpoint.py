@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nepa_jax.checkpoint import Checkpoints, find_saved, load_trained, read_state, state_parts
-from nepa_jax.checksums import checksum
+from nepa_jax.checksums import BLOCK, _of_devices, checksum
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
 from nepa_jax.metrics import read_metrics
@@ -51,16 +51,22 @@ ARRAYS = {
 
 @pytest.mark.parametrize("dtype", ARRAYS)
 def test_a_checksum_does_not_depend_on_the_sharding(dtype):
-    whole = sums_of(ARRAYS[dtype])
+    whole = sums_of(np.asarray(ARRAYS[dtype]))
     for devices, spec in ((mesh(8), ("x",)), (mesh(8), (None, "x")), (mesh(2, 4), ("y", "x"))):
         sharding = NamedSharding(devices, PartitionSpec(*spec))
         assert sums_of(jax.device_put(ARRAYS[dtype], sharding)) == whole
 
 
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 5])
+def test_blocks_of_an_array_in_memory_add_up_to_the_sums_of_the_whole(size):
+    array = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    assert sums_of(array) == sums_of(jnp.asarray(array))
+
+
 def test_of_a_sharded_array_only_sums_of_rows_are_gathered_for_its_checksum():
     sharding = NamedSharding(mesh(8), PartitionSpec(None, "x"))
     array = jax.ShapeDtypeStruct((64, 1024), np.float32, sharding=sharding)
-    program = checksum.lower(array).compile().as_text()
+    program = _of_devices.lower(array).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", program)
     assert gathered
     assert all(np.prod([int(n) for n in shape.split(",")]) <= 64 * 8 for shape in gathered)

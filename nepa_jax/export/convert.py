@@ -1,8 +1,10 @@
 """One engine that applies a format's table both ways and reports every name that does not fit."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.vit import ViTConfig
 from nepa_jax.trees import named_leaves, with_leaves
+
+T = TypeVar("T")
 
 
 class ArrayLike(Protocol):
@@ -145,13 +149,25 @@ def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
 
 
 def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
-    """The same one array at a time, so that a large model is never in memory twice."""
+    """The same one array after the other, so that a large model is never in memory twice."""
     leaves = named_leaves(model) | constants(model, table)
     if not table.class_position:
         leaves = fold_class_position(leaves)
-    for entry in entries(model, table):
-        array = entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
-        yield entry.theirs, contiguous(np.asarray(array, np.float32))
+    return ahead(_exported(entry, leaves[entry.ours]) for entry in entries(model, table))
+
+
+def _exported(entry: Entry, leaf: Any) -> tuple[str, np.ndarray]:
+    array = entry.operation.export(np.asarray(leaf)[entry.index])
+    return entry.theirs, contiguous(np.asarray(array, np.float32))
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
@@ -198,11 +214,24 @@ def _filled(leaf: Any, parts: list[Entry], arrays: Arrays) -> np.ndarray:
     """One of our leaves from all of theirs that are parts of it."""
     if any(entry.theirs not in arrays for entry in parts):
         return np.asarray(leaf)
-    target = np.empty(leaf.shape, np.float32)
-    for entry in parts:
-        theirs = np.asarray(arrays[entry.theirs])
-        target[entry.index] = entry.operation.restore(theirs, target[entry.index].shape)
+    target = _empty(leaf.shape)
+    for entry, restored in ahead(
+        (entry, _restored(entry, arrays, target[entry.index].shape)) for entry in parts
+    ):
+        target[entry.index] = restored
     return target
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """At an address that jax takes over on CPUs; others it copies."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def _restored(entry: Entry, arrays: Arrays, shape: tuple[int, ...]) -> np.ndarray:
+    return entry.operation.restore(np.asarray(arrays[entry.theirs]), shape)
 
 
 def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:

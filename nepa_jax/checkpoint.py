@@ -231,7 +231,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
-    """Weights of a run, raw or averaged, on one device. Nothing in the workdir is changed.
+    """Weights of a run, raw or averaged, as NumPy arrays. Nothing in the workdir is changed.
 
     Args:
         path: a workdir, or one of its checkpoints ``WORKDIR/checkpoints/STEP``.

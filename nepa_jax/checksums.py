@@ -43,11 +43,11 @@ def _of_devices(array: jax.Array) -> jax.Array:
 def _of_host(array: np.ndarray) -> np.ndarray:
     """Block by block: one program serves all shapes, and nothing is copied as a whole."""
     words = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
-    cpu, total = jax.devices("cpu")[0], np.zeros(2, np.uint32)
+    device, total = jax.local_devices()[0], np.zeros(2, np.uint32)
     for start in range(0, words.size, BLOCK):
         block = words[start : start + BLOCK]
         padded = np.pad(block, (0, BLOCK - block.size)) if block.size < BLOCK else block
-        total += np.asarray(_of_block(jax.device_put(padded, cpu), start % 2**32, block.size))
+        total += np.asarray(_of_block(jax.device_put(padded, device), start % 2**32, block.size))
     return total
 
 
@@ -82,7 +82,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def _hashes(words: jax.Array, places: jax.Array) -> Pair:
-    """Products with odd numbers and shifted exclusive ors: each step can be undone."""
+    """Of every element, by products with odd numbers and shifted exclusive ors: all can be undone."""
     first = words ^ (places * jnp.uint32(0x9E3779B1))
     first = (first ^ (first >> 15)) * jnp.uint32(0x85EBCA6B)
     first ^= first >> 13

@@ -116,7 +116,7 @@ class Saved:
     def _meta(self) -> Meta:
         return Meta.from_json(ocp.JsonCheckpointHandler().restore(self.folder / "meta"))
 
-    def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+    def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
         """The leaves of a part in the wanted shapes, dtypes and shardings.
 
         Those without a sharding come as NumPy arrays, which takes the least memory.
@@ -134,13 +134,13 @@ class Saved:
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found
 
-    def _read(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
-        found: dict[str, jax.Array] = {}
+    def _read(self, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
+        found: dict[str, jax.Array | np.ndarray] = {}
         for batch in batches(wanted, BATCH_BYTES):
             found |= self._read_batch(part, batch)
         return found
 
-    def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+    def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
         # Without orbax's barriers: a host that cannot read must not keep the others waiting.
         tree = {part: nest(wanted)}
         how = jax.tree.map(_restore_args, tree)

@@ -41,7 +41,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
     """An array in the order of its axes; jax transposes twice as fast as NumPy."""
     if array.flags.c_contiguous:
         return array
-    return np.asarray(jax.device_put(array, jax.devices("cpu")[0]))
+    return np.asarray(jax.device_put(array, jax.local_devices()[0]))
 
 
 def _restore_reshaped(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -146,7 +146,7 @@ class Saved:
         how = jax.tree.map(_restore_args, tree)
         args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
         found = array_handler().restore(self.folder / "arrays", args=args)[part]
-        return dict(named_leaves(found))
+        return named_leaves(found)
 
     def _require(self, wanted: Leaves, held: Shapes) -> None:
         made = shapes_of(wanted)

@@ -27,6 +27,7 @@ from nepa_jax.saved import Damaged, Provenance
 from nepa_jax.setup import set_up
 from nepa_jax.step import TrainState
 from nepa_jax.train import pretrain
+from nepa_jax.trees import named_leaves
 
 # Checksums
 
@@ -320,8 +321,11 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_end(dataset, finished,
     workdir, end = finished
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "checkpoints" / "4"
+    largest = max(named_leaves(end.model).values(), key=lambda leaf: leaf.size)
+    weights = np.asarray(largest).tobytes()
     files = [newest / name for name in kinds(newest)["arrays/ocdbt.process_0/d/*"]]
-    damage(files, DAMAGES["deleted"])
+    (holder,) = (path for path in files if weights in path.read_bytes())
+    damage([holder], lambda old: old.replace(weights, DAMAGES["flipped"](weights)))
     assert load_trained(str(tmp_path), ema=False).step == 2
     assert newest.is_dir()  # only the run itself sets anything aside
     assert same(run(dataset, tmp_path), end)

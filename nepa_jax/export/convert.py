@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 
+from nepa_jax.data.progress import ordered_map
 from nepa_jax.errors import UserError
 from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.vit import ViTConfig
 from nepa_jax.trees import named_leaves, with_leaves
-
-T = TypeVar("T")
 
 
 class ArrayLike(Protocol):
@@ -153,21 +151,12 @@ def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.nd
     leaves = named_leaves(model) | constants(model, table)
     if not table.class_position:
         leaves = fold_class_position(leaves)
-    return ahead(_exported(entry, leaves[entry.ours]) for entry in entries(model, table))
 
+    def exported(entry: Entry) -> tuple[str, np.ndarray]:
+        array = entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
+        return entry.theirs, contiguous(np.asarray(array, np.float32))
 
-def _exported(entry: Entry, leaf: Any) -> tuple[str, np.ndarray]:
-    array = entry.operation.export(np.asarray(leaf)[entry.index])
-    return entry.theirs, contiguous(np.asarray(array, np.float32))
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is made while one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
+    return ordered_map(exported, entries(model, table), num_threads=1)  # beside the writing
 
 
 def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
@@ -215,10 +204,13 @@ def _filled(leaf: Any, parts: list[Entry], arrays: Arrays) -> np.ndarray:
     if any(entry.theirs not in arrays for entry in parts):
         return np.asarray(leaf)
     target = _empty(leaf.shape)
-    for entry, restored in ahead(
-        (entry, _restored(entry, arrays, target[entry.index].shape)) for entry in parts
-    ):
-        target[entry.index] = restored
+
+    def restored(entry: Entry) -> np.ndarray:
+        theirs = np.asarray(arrays[entry.theirs])
+        return entry.operation.restore(theirs, target[entry.index].shape)
+
+    for entry, values in zip(parts, ordered_map(restored, parts, num_threads=1), strict=True):
+        target[entry.index] = values
     return target
 
 
@@ -228,10 +220,6 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(np.float32).reshape(shape)
-
-
-def _restored(entry: Entry, arrays: Arrays, shape: tuple[int, ...]) -> np.ndarray:
-    return entry.operation.restore(np.asarray(arrays[entry.theirs]), shape)
 
 
 def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:

@@ -62,7 +62,7 @@ def prepared(tmp_path_factory):
 def timm():
     """timm; the tests that compare with it are skipped where it cannot be imported."""
     torch = pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for _ in range(40):
         try:
             return pytest.importorskip("timm", exc_type=ImportError)

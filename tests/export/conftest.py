@@ -100,7 +100,7 @@ def torch():
     That one declares operators of libraries that are not there; timm and Transformers import it.
     """
     package = pytest.importorskip("torch")
-    library = package.library.Library("torchvision", "DEF")
+    library = package.library.Library("torchvision", "FRAGMENT")
     while missing := missing_operator():
         library.define(f"{missing}(Tensor x) -> Tensor")
         for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:

@@ -16,9 +16,9 @@ from nepa_jax.data.loader import Loader
 from nepa_jax.flops import mfu
 from nepa_jax.hooks import MetricsHook
 from nepa_jax.mesh import make_mesh, put_batch
+from nepa_jax.meta import Provenance
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
-from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 from nepa_jax.train import DeviceBatches, train
 

@@ -19,8 +19,8 @@ from nepa_jax import config as configs
 from nepa_jax.checkpoint import save_weights
 from nepa_jax.export.folder import export
 from nepa_jax.export.importing import import_checkpoint
+from nepa_jax.meta import Provenance
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.saved import Provenance
 from nepa_jax.trees import named_leaves, with_leaves
 
 Result = dict[str, float | int | str]

@@ -17,15 +17,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from nepa_jax.checksums import checksums
 from nepa_jax.config import flat_keys
 from nepa_jax.distributed import say
 from nepa_jax.errors import UserError
+from nepa_jax.meta import Held, Leaves, Meta, Provenance
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.saved import (
-    Leaves,
-    Meta,
-    Provenance,
     Saved,
     Sound,
     array_handler,
@@ -52,14 +49,14 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
 
 
 def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Composite:
-    """What goes into a checkpoint: the parts and their checksums as one tree, and text.
+    """What goes into a checkpoint: the parts as one tree, and text with their checksums.
 
-    One, because orbax begins to write a tree once it is copied, while it copies the next.
+    One tree, because orbax begins to write it once it is copied, while it copies the next. The
+    checksums are there before it begins: beside its writing they take longer.
     """
-    sums = {part: checksums(leaves) for part, leaves in parts.items()}
-    arrays = save_arrays({**parts, "checksums": sums})
-    meta = Meta.of(provenance, parts).to_json()
-    return ocp.args.Composite(arrays=arrays, meta=ocp.args.JsonSave(meta))
+    held = {part: Held.of(leaves) for part, leaves in parts.items()}
+    meta = Meta(provenance, held).to_json()
+    return ocp.args.Composite(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta))
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:

@@ -10,31 +10,30 @@ from jax import lax
 BLOCK = 2**20  # elements of an array in this host's memory that are looked at together
 
 
-def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
-    """The checksum of every leaf: uint32 [leaves, 2], in the order of the sorted names."""
-    return _stack([checksum(leaves[name]) for name in sorted(leaves)])
+def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array | np.ndarray:
+    """Of every leaf: uint32 [leaves, 2], in the order of the sorted names.
 
-
-@jax.jit
-def _stack(sums: list[jax.Array]) -> jax.Array:
-    return jnp.stack(sums)
-
-
-def checksum(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """Sums modulo 2³² of two hashes of each element's bits and place: uint32 [2].
-
-    Integer sums are exact in any order, so every sharding gives the same, and each device reads
-    its own part alone. Both hashes are one-to-one in an element's bits: one changed element, be
-    it by a bit, always changes both sums. Other damage goes unnoticed once in 2⁶⁴.
+    Sums modulo 2³² of two hashes of each element's bits and place. Integer sums are exact in any
+    order, so every sharding gives the same, and each device reads its own part alone. Both hashes
+    are one-to-one in an element's bits: one changed element, be it by a bit, always changes both
+    sums. Other damage goes unnoticed once in 2⁶⁴.
 
     Args:
-        array: of any shape; at most 4 bytes per element.
+        leaves: arrays of any shapes, at most 4 bytes per element; all NumPy's, or all jax's.
     """
-    return _of_host(array) if isinstance(array, np.ndarray) else _of_devices(array)
+    arrays = [leaves[name] for name in sorted(leaves)]
+    if any(isinstance(array, jax.Array) for array in arrays):
+        return _of_devices(arrays)
+    return np.array([_of_host(array) for array in arrays], np.uint32).reshape(-1, 2)
 
 
-@jax.jit  # each leaf by itself: parameters, moments and average share programs
-def _of_devices(array: jax.Array) -> jax.Array:
+@jax.jit  # one program for all, which runs by itself: the caller goes on
+def _of_devices(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_of_array(array) for array in arrays])
+
+
+@jax.jit  # arrays of one shape share what is traced
+def _of_array(array: jax.Array) -> jax.Array:
     # One pass for both sums; first within rows, which a CPU's cores share among them.
     by_row = _sum(_hashes(_words(array), _places(array.shape)), tuple(range(1, array.ndim)))
     return jnp.stack(_sum(by_row, tuple(range(min(array.ndim, 1)))))

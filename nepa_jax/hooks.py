@@ -25,9 +25,9 @@ from rich.progress import (
 from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.errors import RunDiverged
 from nepa_jax.goodput import Goodput
+from nepa_jax.meta import Provenance
 from nepa_jax.metrics import Scalars, Throughput, Writer
 from nepa_jax.objectives.base import Metrics
-from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState
 
 

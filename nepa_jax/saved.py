@@ -1,8 +1,6 @@
-"""One checkpoint on disk: what it says of its run, and its arrays, each proven by its checksums."""
+"""One checkpoint on disk, of which every array is proven by its checksum."""
 
 import gc
-import hashlib
-import json
 import math
 import sys
 import time
@@ -16,87 +14,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
-import nepa_jax
 from nepa_jax.checksums import checksums
-from nepa_jax.config import from_json, to_json
 from nepa_jax.errors import UserError
+from nepa_jax.meta import NONE_HELD, Damaged, Leaves, Meta, Shapes, shapes_of
 from nepa_jax.trees import named_leaves
 
-Leaves = Mapping[str, Any]  # arrays, or their shapes, by name
 PIECE_BYTES = 2**26
 BATCH_BYTES = 2**28  # What is read at once is twice in memory: as it comes and as arrays.
-Shapes = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 T = TypeVar("T")
-
-
-class Damaged(Exception):
-    """A checkpoint that is not what was saved; the message says in which way."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a checkpoint says of the run it belongs to."""
-
-    config: ConfigDict
-    fingerprint: str  # of the data set
-    versions: Mapping[str, str]
-
-    @classmethod
-    def of(cls, config: ConfigDict, fingerprint: str) -> "Provenance":
-        versions = {
-            "nepa_jax": nepa_jax.__version__,
-            "jax": jax.__version__,
-            "orbax": ocp.__version__,
-        }
-        return cls(config, fingerprint, versions)
-
-
-@dataclass(frozen=True)
-class Meta:
-    """The part of a checkpoint that is text: its provenance and which arrays each part holds."""
-
-    provenance: Provenance
-    arrays: Mapping[str, Shapes]  # by part
-
-    @classmethod
-    def of(cls, provenance: Provenance, parts: Mapping[str, Leaves]) -> "Meta":
-        return cls(provenance, {part: shapes_of(leaves) for part, leaves in parts.items()})
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values, with a digest of it."""
-        saved = self.provenance
-        content = {
-            "config": to_json(saved.config),
-            "fingerprint": saved.fingerprint,
-            "versions": dict(saved.versions),
-            "arrays": self.arrays,
-        }
-        return content | {"sha256": _digest(content)}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> "Meta":
-        """Raises Damaged if these are not the values that were saved."""
-        content = {key: value for key, value in saved.items() if key != "sha256"}
-        if saved.get("sha256") != _digest(content):
-            raise Damaged("meta is not what was saved")
-        provenance = Provenance(
-            from_json(content["config"]), content["fingerprint"], content["versions"]
-        )
-        arrays = {
-            part: {name: (dtype, tuple(shape)) for name, (dtype, shape) in leaves.items()}
-            for part, leaves in content["arrays"].items()
-        }
-        return cls(provenance, arrays)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def shapes_of(leaves: Leaves) -> Shapes:
-    return {name: (str(leaf.dtype), tuple(leaf.shape)) for name, leaf in leaves.items()}
 
 
 @dataclass(frozen=True)
@@ -125,11 +51,10 @@ class Saved:
             UserError: the checkpoint holds other arrays.
             Damaged: it does not hold what was saved, on all hosts alike.
         """
-        self._require(wanted, meta.arrays.get(part, {}))
-        rows = np.zeros((len(wanted), 2), np.uint32)
-        sums = _on_all_hosts("checksums", lambda: self._read("checksums", {part: rows}))[part]
+        held = meta.arrays.get(part, NONE_HELD)
+        self._require(wanted, held.shapes)
         found = _on_all_hosts(part, lambda: self._read(part, wanted))
-        proven = np.all(np.asarray(checksums(found)) == sums, axis=1)
+        proven = np.all(np.asarray(checksums(found)) == held.sums, axis=1)
         wrong = [name for name, same in zip(sorted(found), proven, strict=True) if not same]
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found

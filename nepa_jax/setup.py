@@ -34,9 +34,9 @@ from nepa_jax.hooks import (
 )
 from nepa_jax.loading import load_onto
 from nepa_jax.mesh import batch_sharding, host_part, make_mesh
+from nepa_jax.meta import Provenance
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Objective, load_objective
-from nepa_jax.saved import Provenance
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 

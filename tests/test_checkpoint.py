@@ -19,11 +19,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nepa_jax.checkpoint import Checkpoints, find_saved, load_trained, read_state, state_parts
-from nepa_jax.checksums import BLOCK, _of_devices, checksum
+from nepa_jax.checksums import BLOCK, _of_devices, checksums
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
+from nepa_jax.meta import Damaged, Provenance
 from nepa_jax.metrics import read_metrics
-from nepa_jax.saved import Damaged, Provenance
 from nepa_jax.setup import set_up
 from nepa_jax.step import TrainState
 from nepa_jax.train import pretrain
@@ -38,7 +38,7 @@ def mesh(*shape: int) -> Mesh:
 
 
 def sums_of(array: np.ndarray | jax.Array) -> list[int]:
-    return np.asarray(checksum(array)).tolist()
+    return np.asarray(checksums({"": array}))[0].tolist()
 
 
 ARRAYS = {
@@ -67,7 +67,7 @@ def test_blocks_of_an_array_in_memory_add_up_to_the_sums_of_the_whole(size):
 def test_of_a_sharded_array_only_sums_of_rows_are_gathered_for_its_checksum():
     sharding = NamedSharding(mesh(8), PartitionSpec(None, "x"))
     array = jax.ShapeDtypeStruct((64, 1024), np.float32, sharding=sharding)
-    program = _of_devices.lower(array).compile().as_text()
+    program = _of_devices.lower([array]).compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", program)
     assert gathered
     assert all(np.prod([int(n) for n in shape.split(",")]) <= 64 * 8 for shape in gathered)

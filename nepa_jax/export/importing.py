@@ -13,8 +13,8 @@ from nepa_jax.config import to_json
 from nepa_jax.errors import UserError, require_folder
 from nepa_jax.export.convert import Report, compare, fill
 from nepa_jax.export.sources import Source, open_source
+from nepa_jax.meta import Provenance
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.saved import Provenance
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from flax import nnx
 
 from nepa_jax.checkpoint import save_weights
 from nepa_jax.config import base_config
+from nepa_jax.meta import Provenance
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.saved import Provenance
 from nepa_jax.trees import named_leaves, with_leaves
 
 NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)

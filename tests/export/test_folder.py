@@ -18,7 +18,7 @@ from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
 from nepa_jax.loading import load
-from nepa_jax.saved import Provenance
+from nepa_jax.meta import Provenance
 
 WAYS = [
     ("nepa", "nepa", False), ("nepa", "nepa_paper", False), ("nepa", "nepa_class", False),

@@ -56,7 +56,8 @@ def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Co
     """
     held = {part: Held.of(leaves) for part, leaves in parts.items()}
     meta = Meta(provenance, held).to_json()
-    return ocp.args.Composite(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta))
+    arrays = jax.device_put(dict(parts))  # of NumPy's orbax would write all at once
+    return ocp.args.Composite(arrays=save_arrays(arrays), meta=ocp.args.JsonSave(meta))
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:

@@ -1,9 +1,12 @@
 """Shared by all tests: eight devices on the CPU, quick compiles, small real records."""
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 TESTS = Path(__file__).parent
 
@@ -31,3 +34,28 @@ import small  # noqa: E402
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Forty labelled 16 px images as prepared records."""
     return small.write_dataset(tmp_path_factory.mktemp("data") / "set", seed=0)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Iterator[ModuleType]:
+    """PyTorch, with torchvision importable where its wheel is the one built for CUDA.
+
+    That one declares operators of libraries that are not there; timm and Transformers import it.
+    """
+    package = pytest.importorskip("torch")
+    library = package.library.Library("torchvision", "FRAGMENT")
+    while missing := missing_operator():
+        library.define(f"{missing}(Tensor x) -> Tensor")
+        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    yield package
+
+
+def missing_operator() -> str | None:
+    """The operator that importing torchvision asks for in vain, or None."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return None
+    except RuntimeError as error:
+        return re.search(r"operator torchvision::(\w+) does not exist", str(error))[1]

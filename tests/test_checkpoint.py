@@ -59,8 +59,9 @@ def test_a_checksum_does_not_depend_on_the_sharding(dtype):
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 5])
-def test_blocks_of_an_array_in_memory_add_up_to_the_sums_of_the_whole(size):
-    array = np.random.default_rng(size).normal(size=size).astype(np.float32)
+@pytest.mark.parametrize("start", [0, 1, 15])  # wherever it lies in memory
+def test_blocks_of_an_array_in_memory_add_up_to_the_sums_of_the_whole(size, start):
+    array = np.random.default_rng(size).normal(size=start + size).astype(np.float32)[start:]
     assert sums_of(array) == sums_of(jnp.asarray(array))
 
 
@@ -80,7 +81,7 @@ def test_any_single_flipped_bit_changes_both_sums():
         for bit in range(32):
             words = array.view(np.uint32).copy()
             words.flat[place] ^= np.uint32(1 << bit)
-            first, second = sums_of(words.view(np.float32))
+            first, second = sums_of(jnp.asarray(words.view(np.float32)))
             assert first != whole[0] and second != whole[1]
 
 

@@ -185,16 +185,12 @@ def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str)
 
 
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
-    """The model with what the arrays have; a parameter they lack keeps its own value.
-
-    One leaf at a time goes to the device, so that a large model is never in memory twice.
-    """
+    """The model with what the arrays have, as NumPy; a parameter they lack keeps its own value."""
     parts: dict[str, list[Entry]] = {}
     for entry in entries(model, table):
         parts.setdefault(entry.ours, []).append(entry)
     filled = {
-        name: jax.block_until_ready(jax.device_put(_filled(leaf, parts[name], arrays)))
-        for name, leaf in named_leaves(model).items()
+        name: _filled(leaf, parts[name], arrays) for name, leaf in named_leaves(model).items()
     }
     return with_leaves(model, filled)
 

@@ -1,6 +1,4 @@
 import io
-import re
-import sys
 
 import numpy as np
 import pytest
@@ -59,21 +57,6 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def timm():
+def timm(torch):
     """timm; the tests that compare with it are skipped where it cannot be imported."""
-    torch = pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for _ in range(40):
-        try:
-            return pytest.importorskip("timm", exc_type=ImportError)
-        except RuntimeError as error:
-            # Without a GPU some builds of torchvision lack operators that it only names.
-            name = re.search(r"torchvision::(\w+)", str(error))
-            if name is None:
-                raise
-            library.define(f"{name[1]}(Tensor x) -> Tensor")
-            for module in [
-                key for key in sys.modules if key.split(".")[0] in ("torchvision", "timm")
-            ]:
-                del sys.modules[module]
-    pytest.skip("torchvision cannot be imported")
+    return pytest.importorskip("timm", exc_type=ImportError)

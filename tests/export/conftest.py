@@ -1,6 +1,5 @@
 """Models with random parameters in every place, as workdirs that exports start from."""
 
-import re
 import sys
 
 import numpy as np
@@ -91,28 +90,3 @@ def workdir(tmp_path_factory):
         return made[variant]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def torch():
-    """PyTorch, with torchvision importable where its wheel is the one built for CUDA.
-
-    That one declares operators of libraries that are not there; timm and Transformers import it.
-    """
-    package = pytest.importorskip("torch")
-    library = package.library.Library("torchvision", "FRAGMENT")
-    while missing := missing_operator():
-        library.define(f"{missing}(Tensor x) -> Tensor")
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    yield package
-
-
-def missing_operator():
-    """The operator that importing torchvision asks for in vain, or None."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return None
-    except RuntimeError as error:
-        return re.search(r"operator torchvision::(\w+) does not exist", str(error))[1]

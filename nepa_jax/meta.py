@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 import nepa_jax
@@ -36,7 +36,7 @@ class Provenance:
         versions = {
             "nepa_jax": nepa_jax.__version__,
             "jax": jax.__version__,
-            "orbax": ocp.__version__,
+            "orbax": version("orbax-checkpoint"),
         }
         return cls(config, fingerprint, versions)
 

@@ -204,6 +204,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.posemb": ("none", "sincos", "learned"),
     "model.init": ("normal", "xavier"),
     "run.dtype": ("auto", "float32", "bfloat16"),
+    "run.reduce_dtype": ("float32", "bfloat16"),
     "run.remat": ("none", "names", "dots", "full"),
 }
 

@@ -1,11 +1,13 @@
 """The parts of a transformer block, with logical axis names on every parameter.
 
 Numerics: parameters, residual stream, norms, softmax and rotation are float32; matrix products and
-the activation run in ``config.dtype``. The names on the parameters mean something only to mesh.py.
+the activation run in ``config.dtype``; gradients of parameters are sums in ``config.reduce_dtype``. The
+names on the parameters mean something only to mesh.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,7 @@ class BlockConfig:
     norm_eps: float = 1e-6
     init: str = "xavier"  # or "normal"
     dtype: str = "float32"
+    reduce_dtype: str = "float32"
     remat: str = "none"
 
     @property
@@ -87,6 +90,46 @@ def layer_norm(
     )  # fmt: skip
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str) -> jax.Array:
+    """``x · kernel + bias`` in the dtype of ``x``: [*batch, *inputs] -> [*batch, *outputs].
+
+    Gradients of kernel and bias are sums over the batch, and so over devices, in ``reduce_dtype``.
+    """
+    inputs = kernel.ndim - bias.ndim
+    return jnp.tensordot(x, kernel.astype(x.dtype), inputs) + bias.astype(x.dtype)
+
+
+Saved = tuple[jax.Array, jax.Array]
+
+
+def _affine_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
+) -> tuple[jax.Array, Saved]:
+    kernel = kernel.astype(x.dtype)
+    return affine(x, kernel, bias, reduce_dtype), (x, kernel)
+
+
+def _affine_backward(
+    reduce_dtype: str, saved: Saved, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, kernel = saved
+    inputs = (x.ndim + kernel.ndim - grad.ndim) // 2
+    batch = tuple(range(x.ndim - inputs))
+    outputs = tuple(range(len(batch), grad.ndim)), tuple(range(inputs, kernel.ndim))
+    by_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=reduce_dtype)
+    by_bias = jnp.sum(grad, batch, dtype=reduce_dtype)
+    return (
+        jnp.tensordot(grad, kernel, outputs),
+        by_kernel.astype(jnp.float32),
+        by_bias.astype(jnp.float32),
+    )
+
+
+# Plain differentiation would round a gradient to the dtype of the product before devices add theirs.
+affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Linear(nnx.LinearGeneral):
     """A linear map over the last ``len(inputs)`` axes, with named kernel axes and a bias."""
 
@@ -100,10 +143,12 @@ class Linear(nnx.LinearGeneral):
             bias_metadata={"axes": axes[len(inputs) :]}, rngs=rngs,
         )  # fmt: skip
         self.output_axes = axes[len(inputs) :]
+        self.reduce_dtype = config.reduce_dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, *inputs] -> [B, T, *outputs]."""
-        return constrain(super().__call__(x), "batch", None, *self.output_axes)
+        y = affine(x.astype(self.dtype), self.kernel[...], self.bias[...], self.reduce_dtype)
+        return constrain(y, "batch", None, *self.output_axes)
 
 
 class Attention(nnx.Module):

@@ -21,7 +21,7 @@ from nepa_jax.models.layers import (
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(BlockConfig):
-    """The whole architecture; field names are those of the config's ``model`` section."""
+    """The whole architecture; field names are those of the config's ``model`` and ``run`` sections."""
 
     image_size: tuple[int, int]
     patch_size: int
@@ -51,9 +51,8 @@ class ViTConfig(BlockConfig):
 
 def vit_config(config: ConfigDict) -> ViTConfig:
     """The architecture of a resolved run config."""
-    values = {f.name: config.model[f.name] for f in fields(ViTConfig) if f.name in config.model}
-    values["image_size"] = image_size(config)
-    return ViTConfig(**values, dtype=config.run.dtype, remat=config.run.remat)
+    values = config.model.to_dict() | config.run.to_dict() | {"image_size": image_size(config)}
+    return ViTConfig(**{f.name: values[f.name] for f in fields(ViTConfig) if f.name in values})
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:

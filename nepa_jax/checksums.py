@@ -28,7 +28,7 @@ def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array | np.nd
     return np.array([_of_host(array) for array in arrays], np.uint32).reshape(-1, 2)
 
 
-@jax.jit  # one program for all, which runs by itself: the caller goes on
+@jax.jit  # one program for all: to start ninety takes longer than to run them
 def _of_devices(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([_of_array(array) for array in arrays])
 

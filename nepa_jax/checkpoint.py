@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from nepa_jax.config import flat_keys
 from nepa_jax.distributed import say
 from nepa_jax.errors import UserError
-from nepa_jax.meta import Held, Leaves, Meta, Provenance
+from nepa_jax.meta import Leaves, Meta, Provenance
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.saved import (
     Saved,
@@ -48,16 +48,12 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
-def contents(parts: Mapping[str, Leaves], provenance: Provenance) -> ocp.args.Composite:
+def contents(parts: Mapping[str, Leaves], meta: Meta) -> ocp.args.Composite:
     """What goes into a checkpoint: the parts as one tree, and text with their checksums.
 
-    One tree, because orbax begins to write it once it is copied, while it copies the next. The
-    checksums are there before it begins: beside its writing they take longer.
+    One tree, because orbax begins to write it once it is copied, while it copies the next.
     """
-    held = {part: Held.of(leaves) for part, leaves in parts.items()}
-    meta = Meta(provenance, held).to_json()
-    arrays = jax.device_put(dict(parts))  # of NumPy's orbax would write all at once
-    return ocp.args.Composite(arrays=save_arrays(arrays), meta=ocp.args.JsonSave(meta))
+    return ocp.args.Composite(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta.to_json()))
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
@@ -68,8 +64,10 @@ def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provena
     handler = ocp.CompositeCheckpointHandler(
         arrays=array_handler(largest_gb + 1), meta=ocp.JsonCheckpointHandler()
     )
+    meta = Meta.of(provenance, {"model": leaves})
+    placed = jax.device_put(leaves)  # of NumPy's orbax would write all at once
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=contents({"model": leaves}, provenance))
+        checkpointer.save(folder, args=contents({"model": placed}, meta))
 
 
 class Checkpoints:
@@ -112,7 +110,8 @@ class Checkpoints:
         parts = jax.block_until_ready(state_parts(state))
         with self._clear_errors():
             self._try_to_write()
-            self._manager.save(step, args=contents(parts, provenance), force=True)
+            meta = Meta.of(provenance, parts)  # before orbax writes: beside it sums take longer
+            self._manager.save(step, args=contents(parts, meta), force=True)
 
     def _try_to_write(self) -> None:
         """Raises OSError where nothing can be written: orbax would go on to wait for minutes."""

@@ -77,6 +77,10 @@ class Meta:
     provenance: Provenance
     arrays: Mapping[str, Held]  # by part
 
+    @classmethod
+    def of(cls, provenance: Provenance, parts: Mapping[str, Leaves]) -> "Meta":
+        return cls(provenance, {part: Held.of(leaves) for part, leaves in parts.items()})
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values, with a digest of it."""
         saved = self.provenance

@@ -19,7 +19,7 @@ from ports import free_port
 
 from nepa_jax.metrics import read_metrics
 
-pytestmark = pytest.mark.chaos
+chaos = pytest.mark.chaos
 TESTS = Path(__file__).parent
 LOCAL = TESTS.parent / "launch" / "local.py"
 WIDTHS = {
@@ -28,20 +28,14 @@ WIDTHS = {
 }
 STEPS = dict(schedule__total_steps="20", data__batch_size="16", checkpoint__every_steps="10")
 
-# (method, mesh, accum_steps) of every job, for each number of processes with two devices each. What
-# one process with eight devices gives for every layout is tested with the mesh.
-JOBS = {
-    2: [
-        ("nepa", {}, 1),
-        ("nepa", dict(fsdp=4), 2),
-        ("mae", dict(tensor=2), 1),
-        ("mae", dict(fsdp=2, tensor=2), 2),
-    ],
-    4: [
-        ("nepa", dict(tensor=4), 2),  # processes that share their rows
-        ("mae", dict(fsdp=8), 1),
-    ],
-}
+# Processes with two devices each, and (method, mesh, accum_steps) of every job. What one process
+# with eight devices gives for every layout is tested with the mesh.
+JOBS = [
+    pytest.param(2, [("nepa", dict(fsdp=4), 2), ("mae", dict(fsdp=2, tensor=2), 1)]),
+    pytest.param(2, [("nepa", {}, 1), ("mae", dict(tensor=2), 2)], marks=chaos),
+    # With four ways of tensor parallelism, processes share their rows.
+    pytest.param(4, [("nepa", dict(tensor=4), 2), ("mae", dict(fsdp=8), 1)], marks=chaos),
+]
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -81,19 +75,19 @@ def alone(dataset, tmp_path_factory) -> dict[str, list[float]]:
     return {method: losses(folder / method) for method in WIDTHS}
 
 
-@pytest.mark.parametrize("processes", JOBS)
+@pytest.mark.parametrize(("processes", "layouts"), JOBS)
 def test_every_layout_on_several_processes_gives_the_losses_of_one_device(
-    processes, alone, dataset, tmp_path
+    processes, layouts, alone, dataset, tmp_path
 ):
     jobs = [
         job(
             method, dataset, tmp_path / str(i), optim__accum_steps=accum,
             **{f"mesh__{axis}": size for axis, size in mesh.items()},
         )
-        for i, (method, mesh, accum) in enumerate(JOBS[processes])
+        for i, (method, mesh, accum) in enumerate(layouts)
     ]  # fmt: skip
     run_jobs(jobs, processes, devices=2)
-    for i, (method, mesh, accum) in enumerate(JOBS[processes]):
+    for i, (method, mesh, accum) in enumerate(layouts):
         found = losses(tmp_path / str(i))
         name = f"{method} {mesh} accum_steps={accum}"
         np.testing.assert_allclose(found, alone[method], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -105,6 +99,7 @@ CHAOS = dict(schedule__total_steps="400", data__batch_size="16", checkpoint__eve
 ROUNDS = 10
 
 
+@chaos
 def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet_one(
     dataset, tmp_path
 ):
@@ -130,6 +125,7 @@ def test_a_run_that_is_killed_and_moved_again_and_again_has_the_curve_of_a_quiet
     np.testing.assert_allclose(losses(moved), losses(calm), rtol=1e-3, atol=1e-4)
 
 
+@chaos
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_process_is_lost_the_other_ends_within_a_minute(how, lost, dataset, tmp_path):
@@ -140,6 +136,7 @@ def test_when_one_process_is_lost_the_other_ends_within_a_minute(how, lost, data
         assert pair[1 - lost].wait(timeout=60) != 0
 
 
+@chaos
 def test_a_save_that_fails_on_one_process_ends_both_within_a_minute(dataset, tmp_path):
     """Orbax by itself would wait twenty minutes for the one that cannot write."""
     with running_pair(dataset, tmp_path, mesh__fsdp="2", model__embed_dim="64") as pair:

@@ -87,7 +87,7 @@ class Saved:
 
 # Replicas share the writing of an array, but a small one is not worth a compiled slice for each.
 ARRAY_TYPES = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # saved while we wait
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
     (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**18)),
 )
 

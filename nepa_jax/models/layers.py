@@ -1,8 +1,8 @@
 """The parts of a transformer block, with logical axis names on every parameter.
 
 Numerics: parameters, residual stream, norms, softmax and rotation are float32; matrix products and
-the activation run in ``config.dtype``; gradients of parameters are sums in ``config.reduce_dtype``. The
-names on the parameters mean something only to mesh.py.
+the activation run in ``config.dtype``; gradients of linear maps are summed in ``config.reduce_dtype``.
+The names on the parameters mean something only to mesh.py.
 """
 
 from collections.abc import Callable
@@ -100,20 +100,20 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str) 
     return jnp.tensordot(x, kernel.astype(x.dtype), inputs) + bias.astype(x.dtype)
 
 
-Saved = tuple[jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array]
 
 
 def _affine_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
-) -> tuple[jax.Array, Saved]:
+) -> tuple[jax.Array, Residuals]:
     kernel = kernel.astype(x.dtype)
     return affine(x, kernel, bias, reduce_dtype), (x, kernel)
 
 
 def _affine_backward(
-    reduce_dtype: str, saved: Saved, grad: jax.Array
+    reduce_dtype: str, residuals: Residuals, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, kernel = saved
+    x, kernel = residuals
     inputs = (x.ndim + kernel.ndim - grad.ndim) // 2
     batch = tuple(range(x.ndim - inputs))
     outputs = tuple(range(len(batch), grad.ndim)), tuple(range(inputs, kernel.ndim))

@@ -14,17 +14,10 @@ BATCH = (4, 7)
 def operands(shapes, dtype="float32"):
     """Input, kernel, bias, and the gradient of the output."""
     inputs, outputs = SHAPES[shapes]
+    shapes = BATCH + inputs, inputs + outputs, outputs, BATCH + outputs
     keys = jax.random.split(jax.random.key(0), 4)
-    x, grad = (
-        jax.random.normal(key, BATCH + axes).astype(dtype)
-        for key, axes in zip(keys, (inputs, outputs), strict=False)
-    )
-    return (
-        x,
-        jax.random.normal(keys[2], inputs + outputs),
-        jax.random.normal(keys[3], outputs),
-        grad,
-    )
+    x, kernel, bias, grad = map(jax.random.normal, keys, shapes)
+    return x.astype(dtype), kernel, bias, grad.astype(dtype)
 
 
 def gradients(x, kernel, bias, grad, reduce_dtype):

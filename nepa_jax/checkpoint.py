@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
@@ -19,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from nepa_jax.config import flat_keys
 from nepa_jax.distributed import say
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, in_short
 from nepa_jax.meta import Leaves, Meta, Provenance
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.saved import (
@@ -27,12 +28,14 @@ from nepa_jax.saved import (
     Sound,
     array_handler,
     checkpoints_in,
-    in_short,
     newest_sound,
+    on_all_hosts,
     save_arrays,
 )
 from nepa_jax.step import TrainState
 from nepa_jax.trees import named_leaves, with_leaves
+
+T = TypeVar("T")
 
 # What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
 FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
@@ -238,7 +241,15 @@ def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
     Raises:
         UserError: no such checkpoint, none that is sound, or no average was kept.
     """
-    sound = newest_sound(find_saved(path, step), lambda saved: _read_trained(saved, ema))
+    return from_newest_sound(path, step, lambda saved: _in_memory(open_trained(saved, ema)))
+
+
+def from_newest_sound(path: str, step: int | None, read: Callable[[Saved], T]) -> T:
+    """What ``read`` makes of the newest checkpoint that it does not find damaged.
+
+    Others are told in one line. For arguments and errors see :func:`load_trained`.
+    """
+    sound = newest_sound(find_saved(path, step), read)
     if sound.damaged:
         say(f"warning: {sound.warning()}")
     return sound.value
@@ -300,7 +311,13 @@ def workdir_of(path: str) -> epath.Path:
     return folder.parent.parent if is_checkpoint(folder) else folder
 
 
-def _read_trained(saved: Saved, ema: bool) -> Trained:
+def open_trained(saved: Saved, ema: bool) -> Trained:
+    """The weights of a checkpoint, which stay on disk: its leaves are :class:`SavedArray`.
+
+    Raises:
+        UserError: no average was kept.
+        Damaged: an array is not there.
+    """
     meta = saved.meta()
     config = meta.provenance.config
     if ema and "ema" not in meta.arrays:
@@ -310,8 +327,14 @@ def _read_trained(saved: Saved, ema: bool) -> Trained:
         )
     objective = load_objective(config.objective.name)
     shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
-    leaves = saved.arrays(meta, "ema" if ema else "model", named_leaves(shapes))
+    leaves = saved.arrays_on_disk(meta, "ema" if ema else "model", named_leaves(shapes))
     return Trained(with_leaves(shapes, leaves), objective, meta.provenance, saved.step)
+
+
+def _in_memory(trained: Trained) -> Trained:
+    """Raises Damaged, on all hosts alike."""
+    model = on_all_hosts("the weights", lambda: jax.tree.map(np.asarray, trained.model))
+    return trained._replace(model=model)
 
 
 def check_same_run(saved: Provenance, current: Provenance, workdir: str) -> list[str]:

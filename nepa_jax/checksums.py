@@ -25,7 +25,7 @@ def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array | np.nd
     arrays = [leaves[name] for name in sorted(leaves)]
     if any(isinstance(array, jax.Array) for array in arrays):
         return _of_devices(arrays)
-    return np.array([_of_host(array) for array in arrays], np.uint32).reshape(-1, 2)
+    return np.array([checksum(array) for array in arrays], np.uint32).reshape(-1, 2)
 
 
 @jax.jit  # one program for all: to start ninety takes longer than to run them
@@ -40,15 +40,23 @@ def _of_array(array: jax.Array) -> jax.Array:
     return jnp.stack(_sum(by_row, tuple(range(min(array.ndim, 1)))))
 
 
-def _of_host(array: np.ndarray) -> np.ndarray:
-    """Block by block: one program serves all shapes, and nothing is copied as a whole."""
+def checksum(array: np.ndarray, first: int = 0) -> np.ndarray:
+    """Of an array in this host's memory, uint32 [2]; modulo 2³² the sum of those of its parts.
+
+    Args:
+        array: in the order of its axes; of a part, consecutive elements of the whole.
+        first: the flat index of a part's first element in the whole.
+    """
+    # Block by block: one program serves all shapes, and nothing is copied as a whole.
     words = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
     bounds = sorted({0, *range(_aligned(words), words.size, BLOCK), words.size})
     device, sums = jax.local_devices()[0], [np.zeros(2, np.uint32)]
     for start, end in pairwise(bounds):
         size = end - start
         block = np.pad(words[start:end], (0, BLOCK - size)) if size < BLOCK else words[start:end]
-        sums.append(_of_block(jax.device_put(block, device), np.uint32(start % 2**32), size))
+        sums.append(
+            _of_block(jax.device_put(block, device), np.uint32((first + start) % 2**32), size)
+        )
     return np.sum(jax.device_get(sums), axis=0, dtype=np.uint32)
 
 

@@ -20,3 +20,11 @@ def require_folder(path: str, option: str) -> None:
             f"{option}={path}: is a URL, and this must be a folder; mount the bucket "
             "(gcsfuse, mountpoint-s3) and give the path below it"
         )
+
+
+def in_short(error: BaseException) -> str:
+    """The cause of an error in one line; of a long one the beginning and the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return text if len(text) <= 180 else f"{text[:50]} … {text[-120:]}"

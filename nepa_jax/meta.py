@@ -16,7 +16,6 @@ from nepa_jax.checksums import checksums
 from nepa_jax.config import from_json, to_json
 
 Leaves = Mapping[str, Any]  # arrays, or their shapes, by name
-Shapes = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 
 
 class Damaged(Exception):
@@ -41,33 +40,30 @@ class Provenance:
         return cls(config, fingerprint, versions)
 
 
-def shapes_of(leaves: Leaves) -> Shapes:
-    return {name: (str(leaf.dtype), tuple(leaf.shape)) for name, leaf in leaves.items()}
-
-
 class Held(NamedTuple):
-    """One part of the arrays: what they are, and the checksum of each."""
+    """What a checkpoint holds in place of one array."""
 
-    shapes: Shapes
-    sums: np.ndarray  # uint32 [leaves, 2], in the order of the sorted names
-
-    @classmethod
-    def of(cls, leaves: Leaves) -> "Held":
-        return cls(shapes_of(leaves), np.asarray(checksums(leaves)))
-
-    def to_json(self) -> dict[str, list[Any]]:
-        """Dtype, shape and checksum by name."""
-        rows = zip(sorted(self.shapes), self.sums.tolist(), strict=True)
-        return {name: [*self.shapes[name], row] for name, row in rows}
+    dtype: str
+    shape: tuple[int, ...]
+    sums: tuple[int, int]  # see checksums.py
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, list[Any]]) -> "Held":
-        shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in saved.items()}
-        sums = np.array([saved[name][2] for name in sorted(saved)], np.uint32)
-        return cls(shapes, sums)
+    def from_json(cls, saved: list[Any]) -> "Held":
+        dtype, shape, sums = saved
+        return cls(dtype, tuple(shape), tuple(sums))
+
+    def holds(self, leaf: Any) -> bool:
+        """Whether ``leaf``, an array or its shape, is of this dtype and shape."""
+        return (self.dtype, self.shape) == (str(leaf.dtype), tuple(leaf.shape))
 
 
-NONE_HELD = Held({}, np.zeros((0, 2), np.uint32))
+def held(leaves: Leaves) -> dict[str, Held]:
+    """Of every array, by name."""
+    sums = np.asarray(checksums(leaves)).tolist()
+    return {
+        name: Held(str(leaves[name].dtype), tuple(leaves[name].shape), tuple(pair))
+        for name, pair in zip(sorted(leaves), sums, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,11 @@ class Meta:
     """The part of a checkpoint that is text."""
 
     provenance: Provenance
-    arrays: Mapping[str, Held]  # by part
+    arrays: Mapping[str, Mapping[str, Held]]  # by part and name
 
     @classmethod
     def of(cls, provenance: Provenance, parts: Mapping[str, Leaves]) -> "Meta":
-        return cls(provenance, {part: Held.of(leaves) for part, leaves in parts.items()})
+        return cls(provenance, {part: held(leaves) for part, leaves in parts.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values, with a digest of it."""
@@ -88,7 +84,7 @@ class Meta:
             "config": to_json(saved.config),
             "fingerprint": saved.fingerprint,
             "versions": dict(saved.versions),
-            "arrays": {part: held.to_json() for part, held in self.arrays.items()},
+            "arrays": {part: dict(arrays) for part, arrays in self.arrays.items()},
         }
         return content | {"sha256": _digest(content)}
 
@@ -101,7 +97,10 @@ class Meta:
         provenance = Provenance(
             from_json(content["config"]), content["fingerprint"], content["versions"]
         )
-        arrays = {part: Held.from_json(held) for part, held in content["arrays"].items()}
+        arrays = {
+            part: {name: Held.from_json(row) for name, row in arrays.items()}
+            for part, arrays in content["arrays"].items()
+        }
         return cls(provenance, arrays)
 
 

@@ -16,11 +16,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from nepa_jax.checksums import checksums
-from nepa_jax.errors import UserError
-from nepa_jax.meta import NONE_HELD, Damaged, Leaves, Meta, Shapes, shapes_of
+from nepa_jax.errors import UserError, in_short
+from nepa_jax.meta import Damaged, Held, Leaves, Meta
+from nepa_jax.saved_array import SavedArray, open_arrays
 from nepa_jax.trees import named_leaves
 
-PIECE_BYTES = 2**26
+PIECE_BYTES = 2**25  # of an array, and of a file: it is written out while others are copied
+MIN_PIECE_BYTES = 2**20
 BATCH_BYTES = 2**28  # What is read at once is twice in memory: as it comes and as arrays.
 T = TypeVar("T")
 
@@ -37,35 +39,47 @@ class Saved:
 
     def meta(self) -> Meta:
         """Raises Damaged, on all hosts alike."""
-        return _on_all_hosts("meta", self._meta)
+        return on_all_hosts("meta", self._meta)
 
     def _meta(self) -> Meta:
         return Meta.from_json(ocp.JsonCheckpointHandler().restore(self.folder / "meta"))
 
-    def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
+    def arrays(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, jax.Array]:
         """The leaves of a part in the wanted shapes, dtypes and shardings.
-
-        Those without a sharding come as NumPy arrays, which takes the least memory.
 
         Raises:
             UserError: the checkpoint holds other arrays.
             Damaged: it does not hold what was saved, on all hosts alike.
         """
-        held = meta.arrays.get(part, NONE_HELD)
-        self._require(wanted, held.shapes)
-        found = _on_all_hosts(part, lambda: self._read(part, wanted))
-        proven = np.all(np.asarray(checksums(found)) == held.sums, axis=1)
+        held = self._held(meta, part, wanted)
+        found = on_all_hosts(part, lambda: self._read(part, wanted))
+        sums = np.array([held[name].sums for name in sorted(found)], np.uint32).reshape(-1, 2)
+        proven = np.all(np.asarray(checksums(found)) == sums, axis=1)
         wrong = [name for name, same in zip(sorted(found), proven, strict=True) if not same]
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found
 
-    def _read(self, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
-        found: dict[str, jax.Array | np.ndarray] = {}
+    def arrays_on_disk(self, meta: Meta, part: str, wanted: Leaves) -> dict[str, SavedArray]:
+        """The leaves of a part, each proven when it is read.
+
+        Raises:
+            UserError: the checkpoint holds other arrays.
+            Damaged: one of them is not there, or another one is; on all hosts alike.
+        """
+        held = self._held(meta, part, wanted)
+        return on_all_hosts(part, lambda: self._open(part, held))
+
+    def _open(self, part: str, held: Mapping[str, Held]) -> dict[str, SavedArray]:
+        found = open_arrays(self.folder / "arrays", {f"{part}/{name}": held[name] for name in held})
+        return {name: found[f"{part}/{name}"] for name in held}
+
+    def _read(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
         for batch in batches(wanted, BATCH_BYTES):
             found |= self._read_batch(part, batch)
         return found
 
-    def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array | np.ndarray]:
+    def _read_batch(self, part: str, wanted: Leaves) -> dict[str, jax.Array]:
         # Without orbax's barriers: a host that cannot read must not keep the others waiting.
         tree = {part: nest(wanted)}
         how = jax.tree.map(_restore_args, tree)
@@ -73,16 +87,20 @@ class Saved:
         found = array_handler().restore(self.folder / "arrays", args=args)[part]
         return named_leaves(found)
 
-    def _require(self, wanted: Leaves, held: Shapes) -> None:
-        made = shapes_of(wanted)
+    def _held(self, meta: Meta, part: str, wanted: Leaves) -> Mapping[str, Held]:
+        """Raises UserError unless these arrays make up the part."""
+        held = meta.arrays.get(part, {})
         differing = sorted(
-            name for name in made.keys() | held.keys() if made.get(name) != held.get(name)
+            name
+            for name in wanted.keys() | held.keys()
+            if name not in wanted or name not in held or not held[name].holds(wanted[name])
         )
         if differing:
             raise UserError(
                 f"checkpoint {self.folder} holds other arrays than this config makes: "
                 f"{', '.join(differing[:5])}; use the config it was made with, or another --workdir"
             )
+        return held
 
 
 # Replicas share the writing of an array, but a small one is not worth a compiled slice for each.
@@ -108,15 +126,19 @@ def array_handler(save_concurrent_gb: int | None = None) -> ocp.PyTreeCheckpoint
 def save_arrays(parts: Mapping[str, Leaves]) -> ocp.args.PyTreeSave:
     """Arrays to be saved, in pieces that are read one after the other."""
     tree = {part: nest(leaves) for part, leaves in parts.items()}
-    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE_BYTES), tree)
-    return ocp.args.PyTreeSave(tree, save_args=pieces)
+    pieces = jax.tree.map(_in_pieces, tree)
+    return ocp.args.PyTreeSave(tree, pieces, ocdbt_target_data_file_size=PIECE_BYTES)
+
+
+def _in_pieces(leaf: jax.Array) -> ocp.SaveArgs:
+    """Of whole rows, if these are large: a stack of layers is exported layer by layer."""
+    row = leaf.sharding.shard_shape(leaf.shape)[1:]
+    large = math.prod(row) * leaf.dtype.itemsize >= MIN_PIECE_BYTES
+    return ocp.SaveArgs(chunk_byte_size=PIECE_BYTES, shard_axes=(0,) if large else ())
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def batches(leaves: Leaves, limit: int) -> Iterator[dict[str, Any]]:
@@ -134,7 +156,7 @@ def batches(leaves: Leaves, limit: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-def _on_all_hosts(what: str, read: Callable[[], T]) -> T:
+def on_all_hosts(what: str, read: Callable[[], T]) -> T:
     """What this host reads, once all hosts could; else Damaged on all of them."""
     with _quiet():
         result, problem = _attempt(what, read)
@@ -153,14 +175,6 @@ def _attempt(what: str, read: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
     except Exception as error:  # orbax and its storage raise errors of any kind
         return None, f"{what} cannot be read: {in_short(error)}"
-
-
-def in_short(error: BaseException) -> str:
-    """The cause of an error in one line; of a long one the beginning and the end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return text if len(text) <= 180 else f"{text[:50]} … {text[-120:]}"
 
 
 @contextmanager

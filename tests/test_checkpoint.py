@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nepa_jax.checkpoint import Checkpoints, find_saved, load_trained, read_state, state_parts
-from nepa_jax.checksums import BLOCK, _of_devices, checksums
+from nepa_jax.checksums import BLOCK, _of_devices, checksum, checksums
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
 from nepa_jax.meta import Damaged, Provenance
@@ -63,6 +63,13 @@ def test_a_checksum_does_not_depend_on_the_sharding(dtype):
 def test_blocks_of_an_array_in_memory_add_up_to_the_sums_of_the_whole(size, start):
     array = np.random.default_rng(size).normal(size=start + size).astype(np.float32)[start:]
     assert sums_of(array) == sums_of(jnp.asarray(array))
+
+
+@pytest.mark.parametrize("cut", [1, BLOCK - 1, BLOCK + 3])
+def test_parts_of_an_array_add_up_to_the_sums_of_the_whole(cut):
+    array = np.random.default_rng(cut).normal(size=2 * BLOCK + 5).astype(np.float32)
+    parts = checksum(array[:cut]) + checksum(array[cut:], first=cut)
+    assert parts.tolist() == sums_of(array)
 
 
 def test_of_a_sharded_array_only_sums_of_rows_are_gathered_for_its_checksum():

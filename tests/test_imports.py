@@ -23,6 +23,7 @@ FORBIDDEN = {
 ONLY_IN = {
     "grain": ("data",),
     "orbax": ("checkpoint.py", "saved.py"),
+    "tensorstore": ("saved_array.py",),
     "torch": ("export/torch_model",),
     "tensorflow": (),
 }

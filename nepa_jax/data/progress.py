@@ -83,7 +83,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], num_threads: int
     """
     rest = iter(items)
     with ThreadPoolExecutor(num_threads) as pool:
-        ahead = (pool.submit(function, item) for item in islice(rest, 4 * num_threads))
+        ahead = (pool.submit(function, item) for item in islice(rest, 2 * num_threads))
         pending: list[Future[R]] = list(ahead)
         try:
             while pending:

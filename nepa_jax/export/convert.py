@@ -14,6 +14,7 @@ from nepa_jax.errors import UserError
 from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.vit import ViTConfig
+from nepa_jax.saved_array import SavedArray
 from nepa_jax.trees import named_leaves, with_leaves
 
 
@@ -26,6 +27,8 @@ class ArrayLike(Protocol):
 
 
 Arrays = Mapping[str, ArrayLike]
+Leaf = np.ndarray | jax.Array | SavedArray  # a parameter of ours
+LARGE_BYTES = 2**26  # what is converted in several threads is smaller
 
 
 class Operation(NamedTuple):
@@ -88,6 +91,10 @@ class Entry(NamedTuple):
         """Of theirs, from the shape of our whole leaf; allocates nothing."""
         return self.operation.export(np.broadcast_to(np.float32(0), ours)[self.index]).shape
 
+    def counted_from(self, layer: int) -> "Entry":
+        """Of a stack that begins with this layer."""
+        return self._replace(index=(self.index[0] - layer, *self.index[1:]))
+
 
 class Misfit(NamedTuple):
     """An array of another shape than the model's."""
@@ -147,16 +154,53 @@ def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
 
 
 def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
-    """The same one array after the other, so that a large model is never in memory twice."""
+    """The same one array after the other. Weights on disk are read as they are needed.
+
+    Raises:
+        Damaged: a weight on disk is not what was saved.
+    """
     leaves = named_leaves(model) | constants(model, table)
     if not table.class_position:
         leaves = fold_class_position(leaves)
+    pieces = [
+        piece
+        for name, parts in _by_leaf(model, table).items()
+        for piece in _pieces(leaves[name], parts)
+    ]
+    small = all(piece.nbytes <= LARGE_BYTES for piece in pieces)
+    for exported in ordered_map(_Piece.exported, pieces, num_threads=3 if small else 1):
+        yield from exported
 
-    def exported(entry: Entry) -> tuple[str, np.ndarray]:
-        array = entry.operation.export(np.asarray(leaves[entry.ours])[entry.index])
-        return entry.theirs, contiguous(np.asarray(array, np.float32))
 
-    return ordered_map(exported, entries(model, table), num_threads=1)  # beside the writing
+class _Piece(NamedTuple):
+    """Consecutive rows of one of our leaves, and the entries whose indices count from the first."""
+
+    leaf: Leaf
+    rows: slice
+    parts: list[Entry]
+
+    @property
+    def nbytes(self) -> int:
+        start, stop, _ = self.rows.indices(self.leaf.shape[0])
+        return (stop - start) * math.prod(self.leaf.shape[1:]) * self.leaf.dtype.itemsize
+
+    def exported(self) -> list[tuple[str, np.ndarray]]:
+        values = np.asarray(self.leaf[self.rows], np.float32)
+        return [
+            (part.theirs, contiguous(part.operation.export(values[part.index])))
+            for part in self.parts
+        ]
+
+
+def _pieces(leaf: Leaf, parts: list[Entry]) -> Iterator[_Piece]:
+    """Of a stack of layers on disk those layers that are read together; else the whole leaf."""
+    if not (isinstance(leaf, SavedArray) and isinstance(parts[0].index[0], int)):
+        yield _Piece(leaf, slice(None), parts)
+        return
+    for start in range(0, leaf.shape[0], leaf.rows_together):
+        layers = range(start, start + leaf.rows_together)
+        inside = [part.counted_from(start) for part in parts if part.index[0] in layers]
+        yield _Piece(leaf, slice(start, layers.stop), inside)
 
 
 def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
@@ -186,9 +230,7 @@ def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str)
 
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
     """The model with what the arrays have, as NumPy; a parameter they lack keeps its own value."""
-    parts: dict[str, list[Entry]] = {}
-    for entry in entries(model, table):
-        parts.setdefault(entry.ours, []).append(entry)
+    parts = _by_leaf(model, table)
     filled = {
         name: _filled(leaf, parts[name], arrays) for name, leaf in named_leaves(model).items()
     }
@@ -201,12 +243,12 @@ def _filled(leaf: Any, parts: list[Entry], arrays: Arrays) -> np.ndarray:
         return np.asarray(leaf)
     target = _empty(leaf.shape)
 
-    def restored(entry: Entry) -> np.ndarray:
-        theirs = np.asarray(arrays[entry.theirs])
-        return entry.operation.restore(theirs, target[entry.index].shape)
+    def fill_in(entry: Entry) -> None:
+        part = target[entry.index]
+        part[...] = entry.operation.restore(np.asarray(arrays[entry.theirs]), part.shape)
 
-    for entry, values in zip(parts, ordered_map(restored, parts, num_threads=1), strict=True):
-        target[entry.index] = values
+    for _ in ordered_map(fill_in, parts, num_threads=2):
+        pass
     return target
 
 
@@ -266,19 +308,26 @@ def entries(model: nnx.Module, table: Format) -> list[Entry]:
     ]
 
 
+def _by_leaf(model: nnx.Module, table: Format) -> dict[str, list[Entry]]:
+    parts: dict[str, list[Entry]] = {}
+    for entry in entries(model, table):
+        parts.setdefault(entry.ours, []).append(entry)
+    return parts
+
+
 def _slices(
     theirs: str, shape: tuple[int, ...], qkv: tuple[str, str, str]
 ) -> list[tuple[str, tuple[Any, ...]]]:
     """Their names and the index into ours of each: layers in front, q/k/v third from the end."""
     layers = range(shape[0]) if "{layer}" in theirs else [slice(None)]
-    parts = enumerate(qkv) if "{qkv}" in theirs else [(slice(None), "")]
+    parts = list(enumerate(qkv)) if "{qkv}" in theirs else [(slice(None), "")]
     return [
         (
             theirs.format(layer=layer, qkv=name),
             (layer, ..., part, slice(None), slice(None)) if name else (layer,),
         )
-        for part, name in parts
         for layer in layers
+        for part, name in parts
     ]
 
 

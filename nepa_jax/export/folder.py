@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import Trained, load_trained, workdir_of
+from nepa_jax.checkpoint import Trained, from_newest_sound, open_trained, workdir_of
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError, require_folder
 from nepa_jax.export import encoder, files
@@ -23,6 +23,7 @@ from nepa_jax.export.sources import PROVENANCE, known_format
 from nepa_jax.export.tables import Format
 from nepa_jax.metrics import read_metrics
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.saved import Saved
 from nepa_jax.trees import named_leaves, with_leaves
 
 MAX_PART_BYTES = 5 * 10**9
@@ -73,18 +74,22 @@ def export(
     table = known_format(name)
     require_folder(out, "--out")
     check_replaceable(Path(out))
-    trained = load_trained(path, ema=ema, step=step)
-    model, config = trained.model, trained.provenance.config
-    if encoder_only and config.objective.name != encoder.NAME:
-        model, config = encoder_alone(model, config)
-    if image_size is not None:
-        model, config = resize_model(model, config, image_size, table.resampling)
-    theirs = export_config(config, name)
-    provenance = describe_origin(trained, config, name, ema)
-    metrics = metrics_at(path, trained.step)
-    written = _write_whole(Path(out), lambda folder: _write_folder(
-        folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
-    return ExportReport(out, name, written, names_of(model, table), provenance)
+
+    def write(saved: Saved) -> ExportReport:
+        trained = open_trained(saved, ema)
+        model, config = trained.model, trained.provenance.config
+        if encoder_only and config.objective.name != encoder.NAME:
+            model, config = encoder_alone(model, config)
+        if image_size is not None:
+            model, config = resize_model(model, config, image_size, table.resampling)
+        theirs = export_config(config, name)
+        provenance = describe_origin(trained, config, name, ema)
+        metrics = metrics_at(path, trained.step)
+        written = _write_whole(Path(out), lambda folder: _write_folder(
+            folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
+        return ExportReport(out, name, written, names_of(model, table), provenance)
+
+    return from_newest_sound(path, step, write)
 
 
 def names_of(model: nnx.Module, table: Format) -> Report:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from nepa_jax import saved
 from nepa_jax.checkpoint import load_trained, save_weights
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError
-from nepa_jax.export import files
+from nepa_jax.export import convert, files
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
 from nepa_jax.loading import load
 from nepa_jax.meta import Provenance
+from nepa_jax.trees import named_leaves
 
 WAYS = [
     ("nepa", "nepa", False), ("nepa", "nepa_paper", False), ("nepa", "nepa_class", False),
@@ -42,6 +44,22 @@ def test_out_and_in_again_is_bit_exact(kit, workdir, tmp_path, name, variant, al
     kit.assert_same(
         trained(workdir(variant), alone), load_trained(str(tmp_path / "in"), ema=False).model
     )
+
+
+@pytest.mark.parametrize(("layer_bytes", "large_bytes"), [(1, 2**30), (2**30, 1)])
+def test_however_the_checkpoint_lies_on_disk(
+    kit, workdir, tmp_path, monkeypatch, layer_bytes, large_bytes
+):
+    """Layer by layer, converted in threads; or leaf by leaf, one at a time."""
+    monkeypatch.setattr(saved, "MIN_PIECE_BYTES", layer_bytes)
+    monkeypatch.setattr(convert, "LARGE_BYTES", large_bytes)
+    config = kit.make_config("nepa")
+    origin = Provenance.of(config, "abc" * 9)
+    save_weights(str(tmp_path / "run"), 7, kit.make_model(config), origin)
+    for source, out in ((str(tmp_path / "run"), "here"), (workdir("nepa"), "there")):
+        export(source, "nepa", str(tmp_path / out))
+    here, there = (tmp_path / out / files.SAFETENSORS for out in ("here", "there"))
+    assert here.read_bytes() == there.read_bytes()
 
 
 # Without our header, as other people's files are: config.json or the arrays' shapes must do.
@@ -257,6 +275,33 @@ def test_an_exported_mae_becomes_a_pth_by_the_script_in_its_folder(
     kit.assert_same(
         trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
     )
+
+
+def test_a_damaged_checkpoint_is_never_exported(kit, tmp_path, capsys):
+    config = kit.make_config("nepa")
+    for step in (3, 7):
+        model = kit.make_model(config, seed=step)
+        save_weights(str(tmp_path / "run"), step, model, Provenance.of(config, "abc"))
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "7", model)
+    out = tmp_path / "out"
+    report = export(str(tmp_path / "run"), "nepa", str(out))
+    assert report.provenance["nepa_jax.step"] == "3"
+    kit.assert_same(load(str(out)).model, kit.make_model(config, seed=3))
+    said = capsys.readouterr().out
+    assert "is not what was saved; using that of step 3, 4 steps before" in said
+    with pytest.raises(UserError, match=r"no checkpoint is sound .*/7: model/.* is not what was"):
+        export(str(tmp_path / "run"), "nepa", str(out), step=7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    kit.assert_same(load(str(out)).model, kit.make_model(config, seed=3))
+
+
+def flip_a_bit(checkpoint, model):
+    """In the middle of the largest weight."""
+    weights = max(named_leaves(model).values(), key=np.size).tobytes()
+    middle = len(weights) // 2
+    damaged = weights[:middle] + bytes([weights[middle] ^ 8]) + weights[middle + 1 :]
+    (holder,) = (p for p in checkpoint.rglob("d/*") if weights in p.read_bytes())
+    holder.write_bytes(holder.read_bytes().replace(weights, damaged))
 
 
 def test_one_checkpoint_of_a_run_is_exported(kit, tmp_path):

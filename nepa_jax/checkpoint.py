@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from nepa_jax.errors import UserError, in_short
 from nepa_jax.meta import Leaves, Meta, Provenance
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.saved import (
+    InTurn,
     Saved,
     Sound,
     array_handler,
@@ -60,17 +62,46 @@ def contents(parts: Mapping[str, Leaves], meta: Meta) -> ocp.args.Composite:
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
-    """Writes a checkpoint of weights alone, without optimizer or average; returns when it is there."""
+    """Writes a checkpoint of weights alone, without optimizer or average; returns when it is there.
+
+    Args:
+        workdir: the checkpoint appears there whole or not at all.
+        step: its name.
+        model: its leaves may be anything that ``np.asarray`` makes an array of; it is asked in turn.
+        provenance: of the run they belong to.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
-    leaves = named_leaves(model)
-    largest_gb = max(leaf.nbytes for leaf in leaves.values()) // 10**9
-    handler = ocp.CompositeCheckpointHandler(
-        arrays=array_handler(largest_gb + 1), meta=ocp.JsonCheckpointHandler()
-    )
-    meta = Meta.of(provenance, {"model": leaves})
-    placed = jax.device_put(leaves)  # of NumPy's orbax would write all at once
+    unnamed = folder.parent.with_name(".checkpoints.tmp") / folder.name
+    shutil.rmtree(unnamed.parent, ignore_errors=True)
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    try:
+        _write_weights(unnamed, model, provenance)
+        folder.parent.mkdir(exist_ok=True)
+        unnamed.rename(folder)
+    except UserError:  # a leaf could not be made
+        raise
+    except Exception as error:  # orbax passes on whatever the storage raises
+        raise UserError(
+            f"{folder}: cannot be saved ({in_short(error)}); free space there or allow writing"
+        ) from error
+    finally:  # orbax's threads may outlive a failure, and what they leave the next call removes
+        shutil.rmtree(unnamed.parent, ignore_errors=True)
+
+
+def _write_weights(folder: epath.Path, model: nnx.Module, provenance: Provenance) -> None:
+    """First the arrays, since their checksums are known when they have been made."""
+    leaves = {name: InTurn(leaf) for name, leaf in named_leaves(model).items()}
+    arrays = ocp.args.Composite(arrays=save_arrays({"model": leaves}))
+    handler = ocp.CompositeCheckpointHandler(arrays=array_handler())
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=contents({"model": placed}, meta))
+        checkpointer.save(folder, args=arrays)
+    held = {name: leaf.held() for name, leaf in leaves.items()}
+    meta = ocp.args.JsonSave(Meta(provenance, {"model": held}).to_json())
+    (folder / "meta").mkdir()
+    ocp.JsonCheckpointHandler().save(folder / "meta", args=meta)
 
 
 class Checkpoints:

@@ -11,7 +11,7 @@ from jax import lax
 BLOCK = 2**20  # elements of an array in this host's memory that are looked at together
 
 
-def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array | np.ndarray:
+def checksums(leaves: Mapping[str, jax.Array]) -> jax.Array:
     """Of every leaf: uint32 [leaves, 2], in the order of the sorted names.
 
     Sums modulo 2³² of two hashes of each element's bits and place. Integer sums are exact in any
@@ -20,12 +20,9 @@ def checksums(leaves: Mapping[str, jax.Array | np.ndarray]) -> jax.Array | np.nd
     sums. Other damage goes unnoticed once in 2⁶⁴.
 
     Args:
-        leaves: arrays of any shapes, at most 4 bytes per element; all NumPy's, or all jax's.
+        leaves: arrays of any shapes, at most 4 bytes per element.
     """
-    arrays = [leaves[name] for name in sorted(leaves)]
-    if any(isinstance(array, jax.Array) for array in arrays):
-        return _of_devices(arrays)
-    return np.array([checksum(array) for array in arrays], np.uint32).reshape(-1, 2)
+    return _of_devices([leaves[name] for name in sorted(leaves)])
 
 
 @jax.jit  # one program for all: to start ninety takes longer than to run them
@@ -41,7 +38,7 @@ def _of_array(array: jax.Array) -> jax.Array:
 
 
 def checksum(array: np.ndarray, first: int = 0) -> np.ndarray:
-    """Of an array in this host's memory, uint32 [2]; modulo 2³² the sum of those of its parts.
+    """The same of one array in this host's memory, uint32 [2]; modulo 2³² the sum of its parts'.
 
     Args:
         array: in the order of its axes; of a part, consecutive elements of the whole.

@@ -108,5 +108,5 @@ def _read(path: str, ema: bool, step: int | None) -> Loaded:
         trained = load_trained(path, ema=ema, step=step)
         return Loaded(trained.model, trained.objective, trained.provenance.config)
     source = open_source(path)
-    model, _ = read_model(source)
+    model = jax.tree.map(np.asarray, read_model(source)[0])
     return Loaded(model, load_objective(source.config.objective.name), source.config)

@@ -4,10 +4,12 @@ import errno
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,14 @@ import small
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nepa_jax.checkpoint import Checkpoints, find_saved, load_trained, read_state, state_parts
+from nepa_jax.checkpoint import (
+    Checkpoints,
+    find_saved,
+    load_trained,
+    read_state,
+    save_weights,
+    state_parts,
+)
 from nepa_jax.checksums import BLOCK, _of_devices, checksum, checksums
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
@@ -38,7 +47,9 @@ def mesh(*shape: int) -> Mesh:
 
 
 def sums_of(array: np.ndarray | jax.Array) -> list[int]:
-    return np.asarray(checksums({"": array}))[0].tolist()
+    if isinstance(array, jax.Array):
+        return np.asarray(checksums({"": array}))[0].tolist()
+    return checksum(np.asarray(array)).tolist()
 
 
 ARRAYS = {
@@ -372,6 +383,51 @@ def test_weights_that_do_not_fit_are_one_clear_error(dataset, finished, tmp_path
         first_state(dataset, tmp_path / "b", run__init_from=start, model__qk_norm_affine="true")
     with pytest.raises(UserError, match=r"nowhere: does not exist"):
         first_state(dataset, tmp_path / "c", run__init_from="nowhere")
+
+
+class Made:
+    """A leaf that counts how many like it are in memory."""
+
+    shape, dtype = (8, 8), np.dtype(np.float32)
+    alive, most = 0, 0
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        Made.alive += 1
+        Made.most = max(Made.most, Made.alive)
+        array = np.full(self.shape, Made.alive, np.float32)
+        weakref.finalize(array, self.gone)
+        return array
+
+    @staticmethod
+    def gone() -> None:
+        Made.alive -= 1
+
+
+def test_weights_are_made_as_they_are_written(tmp_path):
+    shapes = nnx.eval_shape(
+        lambda: nnx.List([nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0)) for _ in range(9)])
+    )
+    model = jax.tree.map(lambda _: Made(), shapes)
+    save_weights(str(tmp_path), 0, model, PROVENANCE)
+    assert 1 <= Made.most <= 3 and not Made.alive
+    (saved,) = find_saved(str(tmp_path), None)
+    found = saved.arrays_on_disk(saved.meta(), "model", named_leaves(shapes))
+    assert all(np.asarray(array)[0, 0] in (1, 2, 3) for array in found.values())
+
+
+@pytest.mark.parametrize("error", [UserError("a file is cut off"), OSError(28, "No space left")])
+def test_weights_that_cannot_be_saved_leave_no_checkpoint(tmp_path, error):
+    class Failing(Made):
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            raise error
+
+    model = jax.tree.map(lambda _: Failing(), nnx.eval_shape(lambda: make_state(0).model))
+    message = r"^a file is cut off$|checkpoints/0: cannot be saved \(OSError.*No space.*free space"
+    with pytest.raises(UserError, match=message):
+        save_weights(str(tmp_path), 0, model, PROVENANCE)
+    assert not (tmp_path / "checkpoints").exists()
+    save_weights(str(tmp_path), 0, make_state(0).model, PROVENANCE)
+    assert steps_in(tmp_path) == ["0"]
 
 
 def test_weights_of_any_step_can_be_had(finished):

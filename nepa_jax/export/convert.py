@@ -225,31 +225,41 @@ def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str)
         UserError: a name is missing, unexpected or of another shape; ``source`` says where.
     """
     compare(model, table, arrays).require_complete(source)
-    return fill(model, table, arrays)
+    return jax.tree.map(np.asarray, fill(model, table, arrays))
 
 
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
-    """The model with what the arrays have, as NumPy; a parameter they lack keeps its own value."""
+    """The model with what the arrays have, made by np.asarray; others keep their own value."""
     parts = _by_leaf(model, table)
-    filled = {
-        name: _filled(leaf, parts[name], arrays) for name, leaf in named_leaves(model).items()
-    }
-    return with_leaves(model, filled)
+
+    def filled(name: str, leaf: Any) -> Any:
+        complete = all(entry.theirs in arrays for entry in parts[name])
+        return _Filled(leaf.shape, parts[name], arrays) if complete else leaf
+
+    leaves = {name: filled(name, leaf) for name, leaf in named_leaves(model).items()}
+    return with_leaves(model, leaves)
 
 
-def _filled(leaf: Any, parts: list[Entry], arrays: Arrays) -> np.ndarray:
-    """One of our leaves from all of theirs that are parts of it."""
-    if any(entry.theirs not in arrays for entry in parts):
-        return np.asarray(leaf)
-    target = _empty(leaf.shape)
+@dataclass(frozen=True)
+class _Filled:
+    """One of our leaves, which np.asarray makes of all of theirs that are parts of it."""
 
-    def fill_in(entry: Entry) -> None:
-        part = target[entry.index]
-        part[...] = entry.operation.restore(np.asarray(arrays[entry.theirs]), part.shape)
+    shape: tuple[int, ...]
+    parts: list[Entry]
+    arrays: Arrays
+    dtype = np.dtype(np.float32)
 
-    for _ in ordered_map(fill_in, parts, num_threads=2):
-        pass
-    return target
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        target = _empty(self.shape)
+
+        def fill_in(entry: Entry) -> None:
+            part = target[entry.index]
+            theirs = np.asarray(self.arrays[entry.theirs])
+            part[...] = entry.operation.restore(theirs, part.shape)
+
+        for _ in ordered_map(fill_in, self.parts, num_threads=2):
+            pass
+        return target
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:

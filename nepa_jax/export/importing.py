@@ -60,7 +60,7 @@ def import_checkpoint(
 
 
 def read_model(source: Source, allow_partial: bool = False) -> tuple[nnx.Module, Report]:
-    """Our model with a source's weights, as NumPy arrays, and how the names fit.
+    """Our model with a source's weights, read once np.asarray asks, and how the names fit.
 
     Raises:
         UserError: a name is missing or unexpected (unless allowed), or of another shape.

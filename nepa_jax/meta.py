@@ -48,6 +48,10 @@ class Held(NamedTuple):
     sums: tuple[int, int]  # see checksums.py
 
     @classmethod
+    def of(cls, leaf: Any, sums: np.ndarray) -> "Held":
+        return cls(str(leaf.dtype), tuple(leaf.shape), tuple(sums.tolist()))
+
+    @classmethod
     def from_json(cls, saved: list[Any]) -> "Held":
         dtype, shape, sums = saved
         return cls(dtype, tuple(shape), tuple(sums))
@@ -59,10 +63,9 @@ class Held(NamedTuple):
 
 def held(leaves: Leaves) -> dict[str, Held]:
     """Of every array, by name."""
-    sums = np.asarray(checksums(leaves)).tolist()
+    sums = np.asarray(checksums(leaves))
     return {
-        name: Held(str(leaves[name].dtype), tuple(leaves[name].shape), tuple(pair))
-        for name, pair in zip(sorted(leaves), sums, strict=True)
+        name: Held.of(leaves[name], pair) for name, pair in zip(sorted(leaves), sums, strict=True)
     }
 
 

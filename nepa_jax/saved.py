@@ -23,7 +23,7 @@ from nepa_jax.saved_array import SavedArray, open_arrays
 from nepa_jax.trees import named_leaves
 
 PIECE_BYTES = 2**25  # of an array, and of a file: it is written out while others are copied
-MIN_PIECE_BYTES = 2**20
+MIN_PIECE_BYTES = 2**20  # smaller rows lie together
 BATCH_BYTES = 2**28  # What is read at once is twice in memory: as it comes and as arrays.
 T = TypeVar("T")
 
@@ -54,9 +54,11 @@ class Saved:
         """
         held = self._held(meta, part, wanted)
         found = on_all_hosts(part, lambda: self._read(part, wanted))
-        sums = np.array([held[name].sums for name in sorted(found)], np.uint32).reshape(-1, 2)
-        proven = np.all(np.asarray(checksums(found)) == sums, axis=1)
-        wrong = [name for name, same in zip(sorted(found), proven, strict=True) if not same]
+        wrong = [
+            name
+            for name, sums in zip(sorted(found), np.asarray(checksums(found)), strict=True)
+            if Held.of(found[name], sums) != held[name]
+        ]
         _agree(f"{part}/{wrong[0]} is not what was saved" if wrong else "")
         return found
 
@@ -118,7 +120,7 @@ class InTurn:
 
     def held(self) -> Held:
         """What was saved, once it was."""
-        return Held(str(self.dtype), self.shape, tuple(self._sums.tolist()))
+        return Held.of(self, self._sums)
 
 
 class InTurnHandler(ocp.type_handlers.NumpyHandler):

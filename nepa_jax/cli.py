@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nepa_jax.errors import RunDiverged, UserError
+from nepa_jax.errors import RunDiverged, UnavailableError, UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"nepa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except UnavailableError as error:
+        print(f"nepa-jax: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except RunDiverged as error:
         print(f"nepa-jax: stopped: {error}", file=sys.stderr)
         sys.exit(1)

@@ -178,7 +178,8 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _raise(problems: Sequence[str]) -> None:
     if problems:
-        raise UserError("config: " + "\n  ".join(problems))
+        first, *others = problems
+        raise UserError(f"config: {first}", *others)
 
 
 # Validation

@@ -20,6 +20,7 @@ from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from nepa_jax import rendezvous
+from nepa_jax.base.text import printable
 from nepa_jax.errors import UserError
 from nepa_jax.rendezvous import Place
 
@@ -154,9 +155,9 @@ def client() -> Any:
 
 
 def say(text: str) -> None:
-    """Prints on the first host only."""
+    """Prints a line on the first host only."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 # Handshake

@@ -1,12 +1,27 @@
 """The errors that reach a user as one line, without a traceback."""
 
+from nepa_jax.base.text import printable
+
 
 class UserError(Exception):
     """A mistake in the user's input.
 
-    The message is one line that names the value, the place and the remedy. The
-    command line prints it without a traceback and exits with code 2.
+    The message is one line that names the value, the place and the remedy; several mistakes found
+    at once are a line each. The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, *lines: str):
+        super().__init__("\n  ".join(map(printable, lines)))
+
+
+class UnavailableError(Exception):
+    """Something outside this machine was not there: a host that came late, storage that is away.
+
+    The same command may work later: one line, and exit code 1, on which launchers try again.
+    """
+
+    def __init__(self, line: str):
+        super().__init__(printable(line))
 
 
 class RunDiverged(Exception):
@@ -27,4 +42,5 @@ def in_short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    text = printable(text)
     return text if len(text) <= 180 else f"{text[:50]} … {text[-120:]}"

@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nepa_jax.base.text import printable
+
 T = TypeVar("T")
 R = TypeVar("R")
 Advance = Callable[[int], None]
@@ -21,7 +23,7 @@ SECONDS_PER_LINE = 10.0
 
 def warn(text: str) -> None:
     """One line for the user on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def meter(total: int, text: str, done: int = 0) -> AbstractContextManager[Advance]:

@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def nepa(config: ConfigDict) -> None:
     """The released recipe's parts (configs/nepa.py) at a size and length for minutes."""
     # Without the class token's own term, which can only learn the mean of the first patches.
-    config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=False)
+    config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=False, causal=True)
     config.model.update(norm_eps=1e-12, qk_norm=True)
     with config.ignore_type():
         config.model.rope_base = 100.0
@@ -58,6 +58,7 @@ def mae(config: ConfigDict) -> None:
         decoder_embed_dim=48,
         decoder_depth=1,
         decoder_num_heads=2,
+        decoder_mlp_ratio=4.0,
     )
     config.model.posemb = "sincos"
     config.schedule = dict(total_steps=600.0, warmup_steps=60.0, final_lr=0.0)

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
         decoder_embed_dim=512,  # paper, Table 1a and 1b; released models_mae.py
         decoder_depth=8,
         decoder_num_heads=16,
+        decoder_mlp_ratio=4.0,
     )
     with config.ignore_type():
         config.optim.base_lr = 1.5e-4  # paper, Table 8, as are weight decay, betas, batch, warm-up

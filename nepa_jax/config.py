@@ -201,7 +201,7 @@ def validate(
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "model.mlp": ("gelu", "swiglu"),
+    "model.mlp": ("gelu", "swiglu", "geglu"),
     "model.posemb": ("none", "sincos", "learned"),
     "model.init": ("normal", "xavier"),
     "run.dtype": ("auto", "float32", "bfloat16"),
@@ -336,7 +336,7 @@ def resolve(config: ConfigDict, num_examples: int, platform: str) -> ConfigDict:
         num_examples: images in the training split, for durations in epochs.
         platform: ``cpu``, ``gpu`` or ``tpu``.
     """
-    resolved = ConfigDict(config.to_dict())
+    resolved = with_later_keys(ConfigDict(config.to_dict()))
     with resolved.ignore_type():
         for key in list(flat_keys(config)):
             section, _, name = key.rpartition(".")
@@ -368,7 +368,25 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """The inverse of :func:`to_json`; lists become tuples as in recipes."""
-    return ConfigDict(_tuples(json.loads(text)))
+    return with_later_keys(ConfigDict(_tuples(json.loads(text))))
+
+
+# Keys that configs saved earlier lack, with what such a config stands for.
+_LATER_KEYS: dict[str, dict[str, Any]] = {
+    "model": dict(qkv_bias=True, qk_norm_bias=False),
+    "nepa_jax.objectives.nepa": dict(causal=True),
+    "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
+}
+
+
+def with_later_keys(config: ConfigDict) -> ConfigDict:
+    """The config itself, with the keys that came after it was written."""
+    objective = config.get("objective", ConfigDict())
+    for section, keys in (("model", "model"), ("objective", objective.get("name", ""))):
+        for name, value in _LATER_KEYS.get(keys, {}).items():
+            if section in config and name not in config[section]:
+                config[section][name] = value
+    return config
 
 
 def _tuples(value: Any) -> Any:

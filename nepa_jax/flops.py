@@ -22,7 +22,7 @@ PEAK_FLOPS: dict[str, float] = {
 def block_macs(config: BlockConfig, tokens: int) -> int:
     """Multiply-adds of a stack's forward pass for one image; attention counted over all pairs."""
     dim, hidden = config.embed_dim, config.mlp_dim
-    matrices = 3 if config.mlp == "swiglu" else 2
+    matrices = 3 if config.gated else 2
     per_token = 4 * dim * dim + matrices * dim * hidden
     return config.depth * (tokens * per_token + 2 * tokens * tokens * dim)
 

@@ -83,6 +83,7 @@ def nepa_config(c: dict) -> dict:
             depth=c["num_hidden_layers"], num_heads=c["num_attention_heads"],
             mlp_ratio=c["intermediate_size"] / c["hidden_size"], mlp="swiglu" if c["use_gated_mlp"] else "gelu",
             rope_base=c["rope_theta"], qk_norm=c["qk_norm"], qk_norm_affine=c["qk_norm_affine"],
+            qkv_bias=c["qkv_bias"], qk_norm_bias=c["qk_norm_bias"],
             layer_scale_init=c["layerscale_value"], norm_eps=c["layer_norm_eps"], init="normal", **RAW_PIXELS,
         ),
         objective=dict(include_cls=True, num_classes=c.get("num_labels"), pool="mean", causal=c["is_causal"]),
@@ -99,7 +100,8 @@ def mae_config(c: dict) -> dict:
         ),
         objective=dict(num_classes=c["num_classes"], pool="mean", causal=False) if classifier else dict(
             mask_ratio=c["mask_ratio"], norm_pix_loss=c["norm_pix_loss"], decoder_embed_dim=c["decoder_embed_dim"],
-            decoder_depth=c["decoder_depth"], decoder_num_heads=c["decoder_num_heads"]),
+            decoder_depth=c["decoder_depth"], decoder_num_heads=c["decoder_num_heads"],
+            decoder_mlp_ratio=c["mlp_ratio"]),
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def describe(config: ConfigDict) -> Description:
 
 def is_causal(config: ConfigDict) -> bool:
     """Whether a run's encoder attends under the causal mask."""
-    return config.objective.name.endswith(".nepa") or bool(config.objective.get("causal", False))
+    return bool(config.objective.get("causal", False))
 
 
 def encoder_config(config: ConfigDict) -> ConfigDict:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from nepa_jax.models import posemb
 from nepa_jax.models.layers import (
@@ -18,14 +19,14 @@ from nepa_jax.models.masking import gather_tokens
 from nepa_jax.models.vit import ViTConfig
 
 
-def decoder_config(encoder: ViTConfig, embed_dim: int, depth: int, num_heads: int) -> ViTConfig:
+def decoder_config(encoder: ViTConfig, objective: ConfigDict) -> ViTConfig:
     """The decoder's blocks: the encoder's kind, another size, no drop path."""
     return replace(
         encoder,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=4.0,
+        embed_dim=objective.decoder_embed_dim,
+        depth=objective.decoder_depth,
+        num_heads=objective.decoder_num_heads,
+        mlp_ratio=objective.decoder_mlp_ratio,
         drop_path_rate=0.0,
     )
 

@@ -26,9 +26,11 @@ class BlockConfig:
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
-    mlp: str = "gelu"  # or "swiglu"
+    mlp: str = "gelu"  # or "swiglu", "geglu"
+    qkv_bias: bool = True
     qk_norm: bool = False
     qk_norm_affine: bool = False
+    qk_norm_bias: bool = False  # only where the norm is affine
     layer_scale_init: float | None = None
     drop_path_rate: float = 0.0
     norm_eps: float = 1e-6
@@ -44,6 +46,15 @@ class BlockConfig:
     @property
     def mlp_dim(self) -> int:
         return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def gated(self) -> bool:
+        return self.mlp in GATES
+
+    @property
+    def has_qk_norm_bias(self) -> bool:
+        """PyTorch's LayerNorm has a bias only beside a weight."""
+        return self.qk_norm_affine and self.qk_norm_bias
 
 
 # "xavier": MAE's released code, on matrices as stored there (q, k, v fused). "normal": NEPA's; its
@@ -131,15 +142,15 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Linear(nnx.LinearGeneral):
-    """A linear map over the last ``len(inputs)`` axes, with named kernel axes and a bias."""
+    """A linear map over the last ``len(inputs)`` axes, with named kernel axes and mostly a bias."""
 
     def __init__(
         self, inputs: tuple[int, ...], outputs: tuple[int, ...], axes: tuple[str, ...],
-        config: BlockConfig, rngs: nnx.Rngs,
+        config: BlockConfig, rngs: nnx.Rngs, *, bias: bool = True,
     ):  # fmt: skip
         super().__init__(
             inputs, outputs, axis=tuple(range(-len(inputs), 0)), dtype=jnp.dtype(config.dtype),
-            kernel_init=KERNEL_INITS[config.init], kernel_metadata={"axes": axes},
+            use_bias=bias, kernel_init=KERNEL_INITS[config.init], kernel_metadata={"axes": axes},
             bias_metadata={"axes": axes[len(inputs) :]}, rngs=rngs,
         )  # fmt: skip
         self.output_axes = axes[len(inputs) :]
@@ -147,7 +158,8 @@ class Linear(nnx.LinearGeneral):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, *inputs] -> [B, T, *outputs]."""
-        y = affine(x.astype(self.dtype), self.kernel[...], self.bias[...], self.reduce_dtype)
+        bias = self.bias[...] if self.use_bias else jnp.zeros(self.out_features)
+        y = affine(x.astype(self.dtype), self.kernel[...], bias, self.reduce_dtype)
         return constrain(y, "batch", None, *self.output_axes)
 
 
@@ -157,13 +169,14 @@ class Attention(nnx.Module):
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
         self.qkv = Linear(
-            (dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs
-        )
+            (dim,), (3, heads, head_dim), ("embed", "qkv", "heads", "head_dim"), config, rngs,
+            bias=config.qkv_bias,
+        )  # fmt: skip
         self.out = Linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
         if config.qk_norm:
-            affine = config.qk_norm_affine
-            self.q_norm = layer_norm(head_dim, config.norm_eps, rngs, scale=affine, bias=False)
-            self.k_norm = layer_norm(head_dim, config.norm_eps, rngs, scale=affine, bias=False)
+            parts = dict(scale=config.qk_norm_affine, bias=config.has_qk_norm_bias)
+            self.q_norm = layer_norm(head_dim, config.norm_eps, rngs, **parts)
+            self.k_norm = layer_norm(head_dim, config.norm_eps, rngs, **parts)
         self.config = config
 
     def __call__(self, x: jax.Array, rope: RopeTable | None, causal: bool) -> jax.Array:
@@ -178,21 +191,26 @@ class Attention(nnx.Module):
         return self.out(checkpoint_name(mixed, "attention"))
 
 
+# What the gate of a gated MLP goes through (Shazeer 2020).
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {"swiglu": jax.nn.silu, "geglu": gelu}
+
+
 class Mlp(nnx.Module):
-    """Two linear maps around exact GELU, or three around SiLU gating (Shazeer 2020)."""
+    """Two linear maps around exact GELU, or three around a gate."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         dim, hidden = config.embed_dim, config.mlp_dim
         self.up = Linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
-        if config.mlp == "swiglu":
+        if config.gated:
             self.gate = Linear((dim,), (hidden,), ("embed", "mlp"), config, rngs)
         self.down = Linear((hidden,), (dim,), ("mlp", "embed"), config, rngs)
         self.config = config
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = checkpoint_name(self.up(x), "mlp_up")
-        if self.config.mlp == "swiglu":
-            return self.down(jax.nn.silu(checkpoint_name(self.gate(x), "mlp_up")) * hidden)
+        if self.config.gated:
+            gate = GATES[self.config.mlp](checkpoint_name(self.gate(x), "mlp_up"))
+            return self.down(gate * hidden)
         return self.down(gelu(hidden))
 
 

@@ -14,10 +14,10 @@ from nepa_jax.trees import named_leaves, with_leaves
 
 NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)
 OBJECTIVES = {
-    "nepa": dict(name="nepa_jax.objectives.nepa", include_cls=True),
+    "nepa": dict(name="nepa_jax.objectives.nepa", include_cls=True, causal=True),
     "mae": dict(
         name="nepa_jax.objectives.mae", mask_ratio=0.75, norm_pix_loss=True,
-        decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+        decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, decoder_mlp_ratio=4.0,
     ),
 }  # fmt: skip
 SUPERVISED = "nepa_jax.objectives.supervised"

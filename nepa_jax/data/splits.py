@@ -52,7 +52,8 @@ def splits_of(names: Collection[str]) -> Mapping[str, str]:
 
     A beginning that all have in common says nothing of them: cats_train and cats_test are splits.
     """
-    common = re.sub(r"[^\W_]*$", "", os.path.commonprefix(list(names))) if len(names) > 1 else ""
+    shared = os.path.commonprefix(list(names))  # noqa: RUF071 (characters are meant)
+    common = re.sub(r"[^\W_]*$", "", shared) if len(names) > 1 else ""
     found = {name: split_of(name) or split_of(name[len(common) :]) for name in names}
     return {name: split for name, split in found.items() if split}
 

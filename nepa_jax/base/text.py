@@ -30,10 +30,19 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
 
     Raises:
         OSError: the file cannot be read.
+        ValueError: as :func:`parse_json`.
+    """
+    return parse_json(Path(path).read_bytes(), kind)
+
+
+def parse_json(data: bytes, kind: type | None = None) -> Any:
+    """The value of JSON text.
+
+    Raises:
         ValueError: it is not UTF-8, not JSON, nested too deep to read, or of another kind.
     """
     try:
-        value = json.loads(Path(path).read_bytes().decode("utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except ValueError as error:  # of UTF-8 or of JSON

@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from nepa_jax.data.batches import BadRecord
 from nepa_jax.data.decode import DecodeError, decode, decode_pixels, identify
+from nepa_jax.data.manifest import read_manifest
 from nepa_jax.data.progress import ordered_map, progress
-from nepa_jax.data.sources import RecordError, RecordSet, open_dataset, read_manifest
+from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
 from nepa_jax.errors import UserError
 
 SAMPLE = 512

@@ -15,11 +15,12 @@ from typing import Any
 from nepa_jax.data.archives import open_files
 from nepa_jax.data.labels import imagenet_problems, read_labels
 from nepa_jax.data.listing import Example, Listing, file_by_class, select
+from nepa_jax.data.manifest import FORMAT, MANIFEST, VERSION
 from nepa_jax.data.parquet import is_parquet, open_parquet
 from nepa_jax.data.progress import ordered_map, progress, warn
 from nepa_jax.data.reencode import Reencode, parse_reencode
 from nepa_jax.data.shards import UNFINISHED, Job, Shard, Written, clean_up, discard, write_shards
-from nepa_jax.data.sources import FORMAT, MANIFEST, VERSION, RecordSet, open_dataset
+from nepa_jax.data.sources import RecordSet, open_dataset
 from nepa_jax.data.store import Store
 from nepa_jax.errors import UserError
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nepa_jax.data.sources import MANIFEST, check_manifest, read_manifest
+from nepa_jax.data.manifest import MANIFEST, check_manifest, read_manifest
 from nepa_jax.errors import UserError
 
 
@@ -63,8 +63,8 @@ class Store:
             return None
         if self._remote is None:
             return read_manifest(self.out)
-        text = self._remote.cat_file(self._at(MANIFEST)).decode()
-        return check_manifest(text, f"{self.out}/{MANIFEST}")
+        data = self._remote.cat_file(self._at(MANIFEST))
+        return check_manifest(data, f"{self.out}/{MANIFEST}")
 
     def put_manifest(self, manifest: dict[str, Any], scratch: Path) -> None:
         """Last of all: a data set with a dataset.json is complete."""

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.keys import named_key
 from nepa_jax.mesh import replicated, state_shardings
 from nepa_jax.objectives.base import Batch, Metrics, Objective, after_update
 from nepa_jax.optim import learning_rate, make_optimizer
@@ -29,6 +31,11 @@ class TrainState:
     grad_norm_mean: jax.Array  # float32 [], running mean over the updates that were kept
     skipped: jax.Array  # int32 [], updates thrown away: not finite, or a spike
     skipped_in_a_row: jax.Array  # int32 []
+
+    @property
+    def kept(self) -> jax.Array:
+        """Updates that count, int32 []: what the optimizer's own count and the schedule go by."""
+        return self.step - self.skipped
 
 
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -68,14 +75,14 @@ def create_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainS
 def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
     """The jitted update on a mesh; the state that goes in is donated.
 
-    One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss or
-    gradient is not finite, or whose gradient is a spike (:func:`is_spike`), changes nothing and is
-    counted.
+    One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss,
+    gradient or update is not finite, or whose gradient is a spike (:func:`is_spike`), changes nothing
+    and is counted. The learning rate logged is the one that was applied, or would have been.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             loss, metrics, grads = gradients(
                 objective, state.model, batch, key, config.optim.accum_steps
@@ -87,7 +94,10 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
             None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
         )
         extra = after_update(objective, state.extra, model, state.step)
-        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        update_norm, lr = optax.tree.norm(updates), schedule(state.kept)
+        # Finite weights and a finite update make finite weights: those need no look of their own.
+        ok = jnp.all(jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])))
+        ok &= stays_finite(state.extra, extra)
         ok &= ~is_spike(grad_norm, state, config.optim.spike_factor)
         new, old = (
             (model, opt_state, ema, extra),
@@ -108,9 +118,9 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
         return state, metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.tree.norm(model),
-            "lr": schedule(state.step - 1),
+            "lr": lr,
             "skipped_steps": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
@@ -127,16 +137,23 @@ def is_spike(grad_norm: jax.Array, state: TrainState, factor: float | None) -> j
     """Whether a gradient is ``factor`` times as long as those before it on average, bool []."""
     if factor is None:
         return jnp.zeros((), bool)
-    kept = state.step - state.skipped
-    return (kept >= SPIKE_AFTER) & (grad_norm > factor * state.grad_norm_mean)
+    return (state.kept >= SPIKE_AFTER) & (grad_norm > factor * state.grad_norm_mean)
 
 
 def running_mean(grad_norm: jax.Array, state: TrainState) -> jax.Array:
     """The mean of the first hundred, from then on an exponential one, float32 []."""
-    kept = state.step - state.skipped
     return state.grad_norm_mean + (grad_norm - state.grad_norm_mean) / jnp.minimum(
-        kept + 1, MEAN_OVER
+        state.kept + 1, MEAN_OVER
     )
+
+
+def stays_finite(old: Any, new: Any) -> jax.Array:
+    """Whether every number that was finite still is, bool []; what began infinite may stay so."""
+    stays = jnp.ones((), bool)
+    for o, n in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        if jnp.issubdtype(n.dtype, jnp.inexact):
+            stays &= jnp.all(jnp.isfinite(n) | ~jnp.isfinite(o))
+    return stays
 
 
 def gradients(
@@ -146,7 +163,7 @@ def gradients(
     grad = jax.value_and_grad(objective.loss, has_aux=True)
     if accum_steps == 1:
         (loss, metrics), grads = grad(model, batch, key)
-        return loss, metrics, grads
+        return loss, evaluated(metrics), grads
 
     def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad(model, microbatch, key)), None
@@ -156,7 +173,14 @@ def gradients(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(accumulate, zeros, microbatches)
     (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
-    return loss, metrics, grads
+    return loss, evaluated(metrics), grads
+
+
+def evaluated(metrics: Metrics) -> dict[str, jax.Array]:
+    """The numbers to log, of means over the whole batch."""
+    return {
+        name: value() if isinstance(value, Partial) else value for name, value in metrics.items()
+    }
 
 
 def split_rows(rows: jax.Array, parts: int) -> jax.Array:
@@ -165,5 +189,9 @@ def split_rows(rows: jax.Array, parts: int) -> jax.Array:
 
 
 def moving_average(average: nnx.Module, model: nnx.Module, decay: float) -> nnx.Module:
-    """decay · average + (1 - decay) · model, without warm-up as in NEPA's released code."""
-    return jax.tree.map(lambda a, m: decay * a + (1.0 - decay) * m, average, model)
+    """decay · average + (1 - decay) · model, without warm-up as in NEPA's released code.
+
+    In float32 decay and 1 - decay do not add up to 1: summed as above, an average of constant weights
+    at .9999 would shrink by 1.7e-4.
+    """
+    return jax.tree.map(lambda a, m: a + (1.0 - decay) * (m - a), average, model)

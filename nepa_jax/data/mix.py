@@ -42,7 +42,10 @@ class Mix:
 
 
 def mix(batch: Mapping[str, jax.Array], key: jax.Array, config: Mix) -> tuple[jax.Array, jax.Array]:
-    """Mixes each example with the one at its mirrored place in the batch.
+    """Mixes each example with the one half a batch further on.
+
+    So the pairs of a batch are those of its microbatches of an even size (step.split_rows), whose one
+    draw is the same too: accumulation changes nothing.
 
     batch: image [B, H, W, C] of any numeric dtype, and label int [B].
     Returns images float32 [B, H, W, C], in the scale of the input, and labels float32
@@ -57,11 +60,12 @@ def mix(batch: Mapping[str, jax.Array], key: jax.Array, config: Mix) -> tuple[ja
     share = jax.random.beta(share_key, alpha, alpha)
     inside = cut_box(box_key, share, images.shape[1:3])
 
-    pasted = jnp.where(inside[..., None], images[::-1], images)
-    blended = share * images + (1 - share) * images[::-1]
+    other, other_labels = (jnp.roll(rows, len(rows) // 2, axis=0) for rows in (images, labels))
+    pasted = jnp.where(inside[..., None], other, images)
+    blended = share * images + (1 - share) * other
     images = jnp.where(mixed, jnp.where(cut, pasted, blended), images)
     share = jnp.where(mixed, jnp.where(cut, 1 - inside.mean(), share), 1.0)
-    return images, share * labels + (1 - share) * labels[::-1]
+    return images, share * labels + (1 - share) * other_labels
 
 
 def smooth_labels(labels: jax.Array, config: Mix) -> jax.Array:

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.keys import named_key
 from nepa_jax.errors import UserError
 from nepa_jax.models.vit import ViT
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+# Means over the images of a batch. What is no such mean (a spread, say) is a Partial of a function and
+# of the means it needs, called when all microbatches are in: nothing logged depends on accum_steps.
+Metrics = dict[str, jax.Array | Partial]
 
 
 class Features(NamedTuple):
@@ -41,7 +45,10 @@ class Objective(Protocol):
         """Builds the modules; every parameter carries the logical names of its axes."""
 
     def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Pure. All randomness comes from the key (and :func:`image_keys`); a float32 scalar."""
+        """Pure. All randomness comes from the key, by :func:`image_keys` or ``named_key``.
+
+        Returns a float32 scalar and what to log: see :data:`Metrics`.
+        """
 
     def encode(self, model: Any, images: jax.Array, layer: int | None = -1) -> Features:
         """Deterministic features: layer 0 is the embedding, -1 the last (normed), None all."""
@@ -80,12 +87,12 @@ def after_update(objective: Objective, extra: Any, model: nnx.Module, step: jax.
     return hook(extra, model, step) if hook else extra
 
 
-def image_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """One random key per image [B], from its row in the global batch.
+def image_keys(key: jax.Array, batch: Batch, purpose: str) -> jax.Array:
+    """One random key per image [B] for a purpose, from its row in the global batch.
 
     So an image draws the same numbers on any mesh and in any split into microbatches.
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"])
+    return jax.vmap(jax.random.fold_in, (None, 0))(named_key(key, purpose), batch["row"])
 
 
 def encode_vit(vit: ViT, images: jax.Array, layer: int | None, *, causal: bool) -> Features:

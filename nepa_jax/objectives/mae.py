@@ -7,6 +7,7 @@ ones cost nothing. A light decoder sees them all.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.flops import block_macs, training_flops
@@ -67,19 +68,17 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> MAE:
 
 
 def _configs(config: ConfigDict) -> tuple[ViTConfig, ViTConfig]:
-    vit, objective = vit_config(config), config.objective
-    decoder = decoder_config(
-        vit, objective.decoder_embed_dim, objective.decoder_depth, objective.decoder_num_heads
-    )
-    return vit, decoder
+    vit = vit_config(config)
+    return vit, decoder_config(vit, config.objective)
 
 
 def loss(model: MAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """Mean squared error over the removed patches' pixels, float32 []."""
-    keys = image_keys(key, batch)
     patches = model.vit.patches(batch["image"])  # [B, N, P·P·C]
-    masking = random_masking(draw_noise(keys, patches.shape[1]), model.mask_ratio)
+    noise = draw_noise(image_keys(key, batch, "mask"), patches.shape[1])
+    masking = random_masking(noise, model.mask_ratio)
     grid = model.vit.grid(batch["image"])
+    keys = image_keys(key, batch, "drop_path")
     latent = encode_kept(model.vit, patches, masking, grid, keys)
     predictions = model.decoder(latent, masking.ids_restore, grid)
     return pixel_loss(predictions, pixel_targets(patches, model.norm_pix_loss), masking.mask)
@@ -128,15 +127,27 @@ def pixel_loss(
     everywhere, and the loss on the visible patches, which is not trained.
     """
 
-    def error(predictions: jax.Array, weights: jax.Array) -> jax.Array:
-        per_patch = jnp.mean(jnp.square(predictions - targets), axis=-1)
-        return jnp.sum(per_patch * weights) / jnp.sum(weights)
+    def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.sum(values * weights, axis=(0, 1)) / jnp.sum(weights)
 
-    mean_patch = jnp.mean(targets, axis=(0, 1))
-    return error(predictions, mask), {
-        "loss_mean_patch": error(mean_patch, mask),
-        "loss_visible": error(jax.lax.stop_gradient(predictions), 1.0 - mask),
+    errors = jnp.mean(jnp.square(predictions - targets), axis=-1)
+    return mean(errors, mask), {
+        "loss_mean_patch": Partial(
+            error_of_one_patch,
+            jnp.mean(targets, axis=(0, 1)),
+            mean(targets, mask[..., None]),
+            mean(jnp.mean(jnp.square(targets), axis=-1), mask),
+        ),
+        "loss_visible": mean(jax.lax.stop_gradient(errors), 1.0 - mask),
     }
+
+
+def error_of_one_patch(patch: jax.Array, mean: jax.Array, mean_square: jax.Array) -> jax.Array:
+    """Mean squared error of predicting one patch [P·P·C] everywhere.
+
+    From the mean of the targets [P·P·C], and that of their squares over pixels too [].
+    """
+    return mean_square + jnp.mean(patch * (patch - 2.0 * mean))
 
 
 def reconstruct(model: MAE, images: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,14 +3,17 @@
 A causal ViT reads [class token, patches 0 … N-2] and predicts, at every place, the embedding of the
 patch that comes next. The targets are the input embeddings themselves, gradient stopped. The last
 patch is only ever a target: no other token may see it and its own output predicts nothing, so that
-leaving it out changes neither the loss nor any gradient.
+leaving it out changes neither the loss nor any gradient. Without the causal mask (an option of the
+released code) all tokens see it, and it is read too.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.keys import named_key
 from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
@@ -26,15 +29,17 @@ from nepa_jax.objectives.base import (
 
 
 class NEPA(nnx.Module):
-    """A ViT and the one choice of the loss."""
+    """A ViT, its attention mask, and the one choice of the loss."""
 
-    def __init__(self, vit: ViT, include_cls: bool):
+    def __init__(self, vit: ViT, include_cls: bool, causal: bool):
         self.vit = vit
         self.include_cls = include_cls
+        self.causal = causal
 
 
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> NEPA:
-    return NEPA(ViT(vit_config(config), rngs), config.objective.include_cls)
+    objective = config.objective
+    return NEPA(ViT(vit_config(config), rngs), objective.include_cls, objective.causal)
 
 
 def loss(model: NEPA, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -45,10 +50,13 @@ def loss(model: NEPA, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]
     vit = model.vit
     grid = vit.grid(batch["image"])
     embeddings = vit.embed(vit.patches(batch["image"]))  # [B, N, D]
-    inputs = vit.prepend_class(embeddings[:, :-1]) + vit.positions(grid)[:-1]
-    rope = jax.tree.map(lambda table: table[:-1], vit.rope(grid, key))
-    hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=True, keys=image_keys(key, batch))
-    predictions = vit.norm(hidden)  # [B, N, D]; place t predicts patch t
+    num_patches = embeddings.shape[1]
+    read = num_patches if model.causal else 1 + num_patches  # tokens
+    inputs = vit.prepend_class(embeddings[:, : read - 1]) + vit.positions(grid)[:read]
+    rope = jax.tree.map(lambda table: table[:read], vit.rope(grid, named_key(key, "rope")))
+    keys = image_keys(key, batch, "drop_path")
+    hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=model.causal, keys=keys)
+    predictions = vit.norm(hidden[:, :num_patches])  # [B, N, D]; place t predicts patch t
     targets = jax.lax.stop_gradient(embeddings)
     first = 0 if model.include_cls else 1
     similarity = cosine(predictions, targets)[:, first:]
@@ -70,23 +78,30 @@ def health(predictions: jax.Array, targets: jax.Array) -> Metrics:
     predictions = jax.lax.stop_gradient(predictions)
     return {
         "cos_copy": jnp.mean(cosine(targets[:, :-1], targets[:, 1:])),
-        "target_std": spread(targets),
-        "pred_std": spread(predictions),
+        "target_std": spread_of(targets),
+        "pred_std": spread_of(predictions),
     }
 
 
-def spread(x: jax.Array) -> jax.Array:
-    """Mean standard deviation of the normalised vectors' entries, times sqrt(D)."""
-    return jnp.mean(jnp.std(unit(x), axis=(0, 1))) * x.shape[-1] ** 0.5
+def spread_of(x: jax.Array) -> Partial:
+    """Mean standard deviation of the normalised vectors' entries, times sqrt(D): x [B, N, D]."""
+    x = unit(x)
+    return Partial(spread, jnp.mean(x, axis=(0, 1)), jnp.mean(x * x, axis=(0, 1)))
+
+
+def spread(mean: jax.Array, mean_square: jax.Array) -> jax.Array:
+    """The same from the entries' means [D] and those of their squares [D], float32 []."""
+    variance = jnp.maximum(mean_square - mean * mean, 0.0)
+    return jnp.mean(jnp.sqrt(variance)) * mean.size**0.5
 
 
 def encode(model: NEPA, images: jax.Array, layer: int | None = -1) -> Features:
-    """Features of all N patches under the causal mask they were pretrained with."""
-    return encode_vit(model.vit, images, layer, causal=True)
+    """Features of all N patches under the mask they were pretrained with."""
+    return encode_vit(model.vit, images, layer, causal=model.causal)
 
 
 def describe(config: ConfigDict) -> Description:
     vit = vit_config(config)
-    tokens = vit.num_patches
+    tokens = vit.num_patches + (0 if config.objective.causal else 1)
     macs = vit.num_patches * vit.patch_dim * vit.embed_dim + block_macs(vit, tokens)
     return Description(tokens, count_parameters(init_model, config), training_flops(macs))

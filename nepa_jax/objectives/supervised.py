@@ -28,7 +28,7 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Classifier:
 
 def loss(model: Classifier, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """Mean softmax cross-entropy, float32 []; ``batch["label"]`` int32 [B]."""
-    logits = model(batch["image"], image_keys(key, batch))
+    logits = model(batch["image"], image_keys(key, batch, "drop_path"))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return jnp.mean(losses), {"accuracy": accuracy}

@@ -5,6 +5,7 @@ import pytest
 
 from nepa_jax.data.mix import Mix, cut_box, mix, smooth_labels
 from nepa_jax.errors import UserError
+from nepa_jax.step import split_rows
 
 jitted = jax.jit(mix, static_argnums=2)
 
@@ -13,6 +14,13 @@ def batch(size=6):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, 16, 12, 3), dtype=np.uint8)
     return {"image": jnp.asarray(images), "label": jnp.arange(size) % 5}
+
+
+PAIRED = [0, 1, 2, 5, 4, 3]  # in this order timm, which mirrors the batch, makes our pairs
+
+
+def partners(rows):
+    return np.roll(np.asarray(rows), len(rows) // 2, axis=0)
 
 
 def shares(labels, first, partner):
@@ -31,13 +39,25 @@ def test_mixup_is_timms(timm):
     from timm.data.mixup import Mixup
 
     data, images, labels = run(Mix(5, cutmix_alpha=0.0, label_smoothing=0.1))
-    share = (shares(labels, data["label"], data["label"][::-1])[0] - 0.02) / 0.9
+    share = (shares(labels, data["label"], partners(data["label"]))[0] - 0.02) / 0.9
     mixup = Mixup(mixup_alpha=0.8, label_smoothing=0.1, num_classes=5)
     mixup._params_per_batch = lambda: (float(share), False)
-    theirs = torch.tensor(np.moveaxis(np.array(data["image"]), 3, 1)).float()
-    theirs, targets = mixup(theirs, torch.tensor(np.array(data["label"])))
-    np.testing.assert_allclose(images, np.moveaxis(theirs.numpy(), 1, 3), atol=1e-3)
-    np.testing.assert_allclose(labels, targets.numpy(), atol=1e-6)
+    theirs = torch.tensor(np.moveaxis(np.array(data["image"])[PAIRED], 3, 1)).float()
+    theirs, targets = mixup(theirs, torch.tensor(np.array(data["label"])[PAIRED]))
+    np.testing.assert_allclose(images[PAIRED], np.moveaxis(theirs.numpy(), 1, 3), atol=1e-3)
+    np.testing.assert_allclose(labels[PAIRED], targets.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_microbatches_are_mixed_as_the_whole_batch_is(parts, seed):
+    data, key = batch(16), jax.random.key(seed)
+    microbatches = {name: split_rows(rows, parts) for name, rows in data.items()}
+    whole = [split_rows(rows, parts) for rows in jitted(data, key, Mix(5))]
+    for part in range(parts):
+        found = jitted({name: rows[part] for name, rows in microbatches.items()}, key, Mix(5))
+        for one, two in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(one, two[part])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,10 +92,11 @@ def test_smoothed_labels_are_timms(timm):
 
 def test_cutmix_pastes_a_box_and_mixes_the_labels_by_its_area():
     data, images, labels = run(Mix(5, mixup_alpha=0.0, label_smoothing=0.0), seed=3)
-    own, other = (np.asarray(data["image"], np.float32)[::step] for step in (1, -1))
+    own = np.asarray(data["image"], np.float32)
+    other = partners(own)
     from_other = np.all(images == other, axis=(0, 3)) & ~np.all(images == own, axis=(0, 3))
     np.testing.assert_array_equal(images, np.where(from_other[:, :, None], other, own))
-    share = shares(labels, np.asarray(data["label"]), np.asarray(data["label"])[::-1])
+    share = shares(labels, np.asarray(data["label"]), partners(data["label"]))
     np.testing.assert_allclose(share, 1 - from_other.mean(), atol=1e-6)
 
 
@@ -97,7 +118,7 @@ def test_both_methods_take_turns():
     config = Mix(5, label_smoothing=0.0, prob=0.8)
     pixels = np.stack([run(config, seed)[1][0] for seed in range(300)])
     data = batch()
-    own, other = np.asarray(data["image"], np.float32)[[0, -1]]
+    own, other = np.asarray(data["image"], np.float32)[[0, 3]]
     untouched = np.all(pixels == own, axis=(1, 2, 3))
     cut = np.all((pixels == own) | (pixels == other), axis=(1, 2, 3)) & ~untouched
     assert 0.1 < untouched.mean() < 0.32  # a fifth, and cuts of no area

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from nepa_jax.data.decode import decode_pixels
+from nepa_jax.data.decode import decoded
 from nepa_jax.data.draws import example_rng
 from nepa_jax.data.settings import LoaderConfig
 from nepa_jax.data.sources import RecordSet
 from nepa_jax.data.transforms import Transform
+from nepa_jax.errors import UnavailableError, UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -72,7 +73,8 @@ class BatchMaker:
         """Writes the images into `image`, uint8 [rows, H, W, C].
 
         Returns all else: label, index and valid [rows], the number `num_bytes` of those read,
-        and the list `bad` of BadRecord.
+        and the list `bad` of BadRecord. Raises UserError or UnavailableError if the files of the
+        set cannot be read, MemoryError if there is too little.
         """
         rows = len(task.indices)
         batch = {"image": image, **self._empty(rows)}
@@ -121,7 +123,8 @@ class BatchMaker:
     ) -> BadRecord | None:
         """Fills one row from record `index`, or tells what is wrong with it.
 
-        It catches everything: one image must not end a run.
+        It catches everything about the image, which must not end a run. What the system cannot
+        do, such as to read any file of the set, is no fault of the image.
         """
         name = ""
         try:
@@ -129,8 +132,10 @@ class BatchMaker:
             name = record.name
             fill.num_bytes += len(record.image)
             rng = example_rng("augment", self.config.seed, position)
-            pixels = decode_pixels(record.image, self.config.channels)
-            self._transform(pixels, rng, batch["image"][row])
+            with decoded(record.image, self.config.channels) as pixels:
+                self._transform(pixels, rng, batch["image"][row])
+        except (UserError, UnavailableError, MemoryError):
+            raise
         except Exception as error:
             return BadRecord(index, name, str(error) or type(error).__name__)
         batch["index"][row] = index

@@ -1,17 +1,32 @@
 """Encoded image bytes to pixels, exactly as Pillow and torchvision see them."""
 
 import io
+import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-# Below Pillow's own hard limit (179 Mpx), so that the error is always this module's.
+# Of an image. Below Pillow's own hard limit (179 Mpx), so that the error is always this module's.
 MAX_PIXELS = 150_000_000
+
+# All that are read. Pillow knows forty more: some of them start a program on what they are given.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM")
 
 MODES = {1: "L", 3: "RGB"}
 PLAIN_JPEG = {1: ("Gray",), 3: ("Gray", "YCbCr")}
+
+# What the images that are being decoded may take, in all threads of a process together. A core
+# has room for a photo of 20 Mpx, so that only larger ones wait for one another.
+BYTES_PER_PIXEL = 12  # 4 in Pillow, as much again to convert, 3 as an array
+DECODE_BYTES = max(2 << 30, (os.cpu_count() or 1) * (20_000_000 * BYTES_PER_PIXEL))
+
+# Larger than what malloc keeps: else the memory of a large image stays with the thread that had it.
+Image.core.set_block_size(64 << 20)
 
 # Pillow warns about large images and about odd EXIF and palettes. Large images are judged by
 # MAX_PIXELS, and the others decode well: one line per image of a million would hide real news.
@@ -23,17 +38,41 @@ class DecodeError(Exception):
     """These bytes are not an image that can be used. The message says why."""
 
 
+class Budget:
+    """So many bytes for all threads together; one that wants more than are left waits for them."""
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, number: int) -> Iterator[None]:
+        """Around the work that takes `number` bytes, at most `total`."""
+        with self._changed:
+            self._changed.wait_for(lambda: number <= self._left)
+            self._left -= number
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += number
+                self._changed.notify_all()
+
+
+_budget = Budget(DECODE_BYTES)
+
+
 def identify(data: bytes) -> Image.Image:
     """Opens an image by its header; the pixels are not decoded yet.
 
-    Raises DecodeError if the data is empty, is no known format, or has more than MAX_PIXELS.
+    Raises DecodeError if the data is empty, is of none of FORMATS, or has more than MAX_PIXELS.
     """
     if not data:
         raise DecodeError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # a damaged header can raise nearly anything
-        raise DecodeError(_reason(error)) from error
+        raise _decode_error(error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DecodeError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
@@ -50,39 +89,64 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
 
     Raises DecodeError if the data is damaged, truncated or of an unusable kind.
     """
-    image = identify(data)
-    try:
-        image.load()
-        return _eight_bits(image).convert(MODES[channels])
-    except Exception as error:  # Pillow's parsers raise many kinds for damaged data
-        raise DecodeError(_reason(error)) from error
+    return _converted(identify(data), channels)
+
+
+@contextmanager
+def decoded(data: bytes, channels: int = 3) -> Iterator[np.ndarray]:
+    """The pixels of `decode`, uint8 [H, W, channels], in less time where that is possible.
+
+    Within it they count towards DECODE_BYTES: a thread waits until there is room for its image.
+    Raises as `decode` does.
+    """
+    size = _plain_jpeg_size(data, channels)
+    image = None if size else identify(data)
+    width, height = size or image.size
+    with _budget.taken(width * height * BYTES_PER_PIXEL):
+        yield _pixels(image, channels) if image else _jpeg_pixels(data, channels)
 
 
 def decode_pixels(data: bytes, channels: int = 3) -> np.ndarray:
-    """The pixels of `decode`, uint8 [H, W, channels], in less time where that is possible.
-
-    Raises as `decode` does.
-    """
-    pixels = _decode_plain_jpeg(data, channels)
-    if pixels is not None:
+    """As `decoded`, to be kept."""
+    with decoded(data, channels) as pixels:
         return pixels
-    image = decode(data, channels)
-    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _decode_plain_jpeg(data: bytes, channels: int) -> np.ndarray | None:
-    """The pixels of an undamaged gray or YCbCr JPEG; None if Pillow has to look at it.
+def _plain_jpeg_size(data: bytes, channels: int) -> tuple[int, int] | None:
+    """The width and height of a gray or YCbCr JPEG; None if Pillow has to look at it.
 
     Pillow and simplejpeg both decode by libjpeg-turbo, to the same values. Of a colour JPEG Pillow
     makes a gray one by way of RGB, and simplejpeg by dropping the colour: those are not the same.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in PLAIN_JPEG[channels] or width * height > MAX_PIXELS:
-            return None
-        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
     except ValueError:  # no JPEG, or a damaged one
         return None
+    plain = space in PLAIN_JPEG[channels] and width * height <= MAX_PIXELS
+    return (width, height) if plain else None
+
+
+def _jpeg_pixels(data: bytes, channels: int) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
+    except ValueError:  # damaged: Pillow decides
+        return _pixels(identify(data), channels)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    return np.asarray(_converted(image, channels)).reshape(image.height, image.width, channels)
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    mode = MODES[channels]
+    try:
+        image.load()
+        image = _eight_bits(image)
+        return image if image.mode == mode else image.convert(mode)
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise many kinds for damaged data
+        raise _decode_error(error) from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -94,9 +158,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, DecodeError):
-        return str(error)
+def _decode_error(error: Exception) -> DecodeError:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a known image format"
-    return f"{type(error).__name__}: {error}"
+        return DecodeError("not a known image format")
+    return DecodeError(f"{type(error).__name__}: {error}")

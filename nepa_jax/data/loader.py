@@ -9,7 +9,7 @@ import numpy as np
 from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker
 from nepa_jax.data.decode import DecodeError, identify
 from nepa_jax.data.order import Order
-from nepa_jax.data.settings import LoaderConfig, problems
+from nepa_jax.data.settings import LoaderConfig, memory_problems, problems
 from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
 from nepa_jax.data.stream import END, Blocks, Stream
 from nepa_jax.errors import UserError
@@ -91,8 +91,14 @@ class Loader:
 
     def indices(self, step: int) -> np.ndarray:
         """The record numbers of the whole batch of `step`, int64 [B], without substitution."""
-        size = self.config.batch_size
-        return self._blocks.order.indices(range(step * size, (step + 1) * size))
+        return self._global_blocks.task(step).indices
+
+    def shown(self, step: int) -> np.ndarray:
+        """As `indices`, with the substitutes: all hosts' rows are made once more for it."""
+        task = self._global_blocks.task(step)
+        maker = BatchMaker(self.config, self.records, substitute=True)
+        images = np.empty((len(task.indices), *maker.image_shape), np.uint8)
+        return maker(task, images)["index"]
 
     @property
     def num_examples(self) -> int:
@@ -141,6 +147,10 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def _global_blocks(self) -> Blocks:
+        return Blocks(self._blocks.order, self.config.batch_size)
+
     def _block(self, step: int) -> int:
         host, num_hosts = self._part
         return step * num_hosts + host
@@ -154,8 +164,9 @@ class Loader:
     def _check_size(self) -> None:
         if self.num_examples < self.config.batch_size:
             raise UserError(
-                f"batch_size={self.config.batch_size} is more than the {self.num_examples} "
-                f"examples of {self.config.path}, split {self.config.split!r}: make it smaller"
+                f"data.batch_size = {self.config.batch_size}: is more than the "
+                f"{self.num_examples} examples of {self.config.path}, split "
+                f"{self.config.split!r}; try {self.num_examples} or less"
             )
         if self.config.augment == "none":
             _check_fixed_size(self.records, self.config)
@@ -201,7 +212,7 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
 def _check(config: LoaderConfig, host: int, num_hosts: int) -> None:
     if not 0 <= host < num_hosts:
         raise ValueError(f"host {host} of {num_hosts}")
-    if found := problems(config, num_hosts):
+    if found := problems(config, num_hosts) or memory_problems(config, num_hosts):
         raise UserError("; ".join(found))
 
 
@@ -213,6 +224,6 @@ def _check_fixed_size(records: RecordSet, config: LoaderConfig) -> None:
         return
     if (height, width) != tuple(config.image_size):
         raise UserError(
-            f"data.augment='none' with data.image_size={config.image_size}, but the images of "
-            f"{config.path} are {(height, width)}: use that size, or another augment"
+            f"data.augment='none' with model.image_size={config.image_size}, but the images of "
+            f"{config.path} are {(height, width)}: use that size, or data.augment=random_crop"
         )

@@ -79,6 +79,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     the set needs; UnavailableError if the storage does not answer.
     """
     root = Path(path)
+    if not str(path):
+        raise UserError(
+            "no data set is named: make one with `nepa-jax data prepare`, give its folder"
+        )
     if "://" in str(path):
         raise UserError(f"data folder {path} is not on this machine: mount it, or copy it here")
     file = root / MANIFEST

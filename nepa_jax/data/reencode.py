@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from nepa_jax.data.decode import decode_pixels, identify
+from nepa_jax.data.decode import decoded, identify
 from nepa_jax.data.resize import resize_exact
 from nepa_jax.errors import UserError
 
@@ -25,10 +25,10 @@ class Reencode:
         Raises DecodeError if the image cannot be decoded.
         """
         gray = identify(data).mode in ("L", "1")
-        pixels = self._shrink(decode_pixels(data, 1 if gray else 3))
-        space = "GRAY" if gray else "RGB"
-        pixels = np.ascontiguousarray(pixels)
-        encoded = simplejpeg.encode_jpeg(pixels, self.quality, space, "Gray" if gray else "420")
+        space = ("GRAY", "Gray") if gray else ("RGB", "420")
+        with decoded(data, 1 if gray else 3) as pixels:
+            pixels = np.ascontiguousarray(self._shrink(pixels))
+            encoded = simplejpeg.encode_jpeg(pixels, self.quality, *space)
         return min(data, encoded, key=len)
 
     def _shrink(self, pixels: np.ndarray) -> np.ndarray:

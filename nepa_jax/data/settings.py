@@ -1,11 +1,15 @@
-"""The settings of a loader, and what can be wrong with them."""
+"""The settings of a loader, and what can be wrong with them.
 
+Loads nothing: a config is checked before any library that it needs is.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
-from nepa_jax.data.augment import POLICIES
-from nepa_jax.data.decode import MODES
-from nepa_jax.data.resize import INTERPOLATIONS, RESIZES
-from nepa_jax.data.transforms import AUGMENTS
+from nepa_jax.base.memory import memory_bytes
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,36 @@ class LoaderConfig:
     erase_prob: float = 0.0
 
 
-CHOICES = {
-    "channels": MODES,
-    "augment": AUGMENTS,
-    "interpolation": INTERPOLATIONS,
-    "decode": RESIZES,
-    "policy": POLICIES,
+class Range(NamedTuple):
+    """The least and greatest value of a number, and one that is worth a try."""
+
+    least: float
+    most: float
+    suggestion: str
+
+
+RANGES = {
+    "batch_size": Range(1, 1 << 24, "256"),
+    "crop_pct": Range(0.1, 1, "0.875"),
+    "num_workers": Range(0, 256, "0"),  # of 45 MiB each; no machine has more cores to spare
+    "num_threads": Range(1, 1024, "one per core"),  # 50 keep a bucket busy, all waiting for it
+    "read_ahead": Range(1, 1024, "2"),
+    "max_bad_rate": Range(0, 1, "0.001"),
+    "erase_prob": Range(0, 1, "0.25"),
 }
+
+# Named here, where nothing heavy is loaded; each is implemented in a table of these keys.
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "channels": (1, 3),  # decode.MODES
+    "augment": ("random_crop", "center_crop", "none"),  # transforms.AUGMENTS
+    "interpolation": ("bilinear", "bicubic"),  # resize.INTERPOLATIONS
+    "decode": ("exact", "fast"),  # resize.RESIZES
+    "policy": ("none", "rand_augment", "three_augment", "color_jitter"),  # augment.POLICIES
+}
+
+MAX_SIDE = 1 << 14  # px
+WORKER_BYTES = 64 << 20  # a process, without its batch
+SHARE_OF_MEMORY = 0.75  # that the loader may want
 
 # These belong to the model in the config of a run.
 PLACES = {"image_size": "model.image_size", "channels": "model.in_channels"}
@@ -60,30 +87,59 @@ def problems(config: LoaderConfig, num_hosts: int = 1) -> list[str]:
         for key, known in CHOICES.items()
         if getattr(config, key) not in known
     }
-    wrong |= {key: text for key, (good, text) in _ranges(config, num_hosts).items() if not good}
-    return [
-        f"{PLACES.get(key, f'data.{key}')} = {getattr(config, key)}: {text}"
-        for key, text in wrong.items()
-    ]
-
-
-def _ranges(config: LoaderConfig, num_hosts: int) -> dict[str, tuple[bool, str]]:
-    scale = config.crop_scale
-    share = "must be a share of the examples; try 0 to 1"
-    return {
-        "image_size": (min(config.image_size) > 0, "must be above 0; try 224"),
-        "batch_size": (
-            config.batch_size > 0 and config.batch_size % num_hosts == 0,
-            f"must be positive and a multiple of the {num_hosts} hosts; try {256 * num_hosts}",
-        ),
-        "crop_scale": (
-            len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1,
-            "must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)",
-        ),
-        "crop_pct": (0 < config.crop_pct <= 1, "must be above 0 and up to 1; try 0.875"),
-        "num_workers": (config.num_workers >= 0, "must not be negative; try 0"),
-        "num_threads": (config.num_threads > 0, "must be positive; try one per core"),
-        "read_ahead": (config.read_ahead > 0, "must be positive; try 2"),
-        "max_bad_rate": (0 <= config.max_bad_rate <= 1, share),
-        "erase_prob": (0 <= config.erase_prob <= 1, share),
+    wrong |= {
+        key: f"must be a number from {bound.least} to {bound.most}; try {bound.suggestion}"
+        for key, bound in RANGES.items()
+        if not _within(key, getattr(config, key))
     }
+    wrong |= _other_problems(config, wrong, num_hosts)
+    return [_line(config, key, text) for key, text in wrong.items()]
+
+
+def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
+    """A line if the batches and processes of a loader without other problems do not fit here."""
+    batch = math.prod(config.image_size) * config.channels * config.batch_size // num_hosts
+    batches = max(config.read_ahead, config.num_workers + 1) + 1  # the last one is in use
+    wanted = batches * batch + config.num_workers * (WORKER_BYTES + batch)
+    if wanted <= SHARE_OF_MEMORY * memory_bytes():
+        return []
+    shares = {
+        "batch_size": 3 * batch,
+        "read_ahead": config.read_ahead * batch,
+        "num_workers": config.num_workers * (WORKER_BYTES + 2 * batch),
+    }
+    text = (
+        f"the loader would keep {wanted >> 20:,} MiB, of {batch >> 20:,} MiB per batch, and this "
+        f"machine has {memory_bytes() >> 20:,} MiB; try a smaller one"
+    )
+    return [_line(config, max(shares, key=shares.__getitem__), text)]
+
+
+def _line(config: LoaderConfig, key: str, text: str) -> str:
+    return f"{PLACES.get(key, f'data.{key}')} = {getattr(config, key)}: {text}"
+
+
+def _within(key: str, value: Any) -> bool:
+    bound = RANGES[key]
+    kind = Real if isinstance(getattr(LoaderConfig, key), float) else Integral
+    return _is(kind, value) and bound.least <= value <= bound.most
+
+
+def _other_problems(config: LoaderConfig, known: dict[str, str], num_hosts: int) -> dict[str, str]:
+    wrong, sides, scale = {}, config.image_size, config.crop_scale
+    if not (_are(Integral, sides) and min(sides) > 0 and max(sides) <= MAX_SIDE):
+        wrong["image_size"] = f"must be a side, or (height, width), of 1 to {MAX_SIDE} px; try 224"
+    if "batch_size" not in known and config.batch_size % num_hosts:
+        multiple = max(1, round(config.batch_size / num_hosts)) * num_hosts
+        wrong["batch_size"] = f"must be a multiple of the {num_hosts} hosts; try {multiple}"
+    if not (_are(Real, scale) and 0 < scale[0] <= scale[1] <= 1):
+        wrong["crop_scale"] = "must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)"
+    return wrong
+
+
+def _are(kind: type, pair: Sequence[Any]) -> bool:
+    return len(pair) == 2 and all(_is(kind, value) for value in pair)
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

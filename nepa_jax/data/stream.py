@@ -35,7 +35,8 @@ class Stream:
     """The blocks that `chosen` picks, in order, with what BatchMaker tells of how they were made
     and their number `block`.
 
-    Raises UserError if there is too little memory for worker processes, or when one of them ends.
+    Raises UserError if there is too little memory for worker processes, or when one of them ends
+    or there is none left; and as BatchMaker does.
     """
 
     def __init__(self, maker: BatchMaker, blocks: Blocks, chosen: slice) -> None:
@@ -61,14 +62,19 @@ class Stream:
         try:
             made = next(self._iterator)
         except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process of the loader ended: if the system killed it for its memory, "
-                f"lower data.num_workers={self._config.num_workers}, "
-                f"data.num_threads={self._config.num_threads} or "
-                f"data.read_ahead={self._config.read_ahead}"
+            raise self._too_much(
+                "a worker process of the loader ended: if the system killed it for its memory"
             ) from error
+        except MemoryError as error:
+            raise self._too_much("there is no memory left to decode an image") from error
         self._ready.get()
         return made
+
+    def _too_much(self, what: str) -> UserError:
+        keys = ("num_workers", "num_threads", "read_ahead")
+        return UserError(
+            f"{what}, lower {' or '.join(f'data.{key}={getattr(self._config, key)}' for key in keys)}"
+        )
 
     @property
     def num_ready(self) -> int:

@@ -4,8 +4,11 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing.shared_memory import SharedMemory
 from queue import SimpleQueue
@@ -20,6 +23,12 @@ SHARED_MEMORY = "/dev/shm"  # where it is on Linux
 
 # They import neither jax nor grain, which would take most of their memory and of their start.
 
+# What a terminal that closes, Ctrl-C or a service manager sends to all processes at once is for
+# the parent alone, which may want more batches before it ends. SIGTERM is also its own word, for
+# them to end; only sigwaitinfo tells who sent it.
+_KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")
+NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if _KNOWS_SENDERS else set())
+
 
 class Workers:
     """`num_workers` processes for batches of `rows` rows, of which `under_way` at a time.
@@ -33,10 +42,10 @@ class Workers:
         _check_room(under_way * math.prod(self._shape))
         context = multiprocessing.get_context("spawn")  # the threads of jax do not survive a fork
         self._pool = ProcessPoolExecutor(num_workers, context, _set_up)
-        self._blocks = [SharedMemory(create=True, size=math.prod(self._shape))]
-        self._blocks += [
-            SharedMemory(create=True, size=self._blocks[0].size) for _ in range(under_way - 1)
-        ]
+        with _without_signals():  # the first one starts the process that cleans up after this one
+            self._blocks = [
+                SharedMemory(create=True, size=math.prod(self._shape)) for _ in range(under_way)
+            ]
         self._free: SimpleQueue[SharedMemory] = SimpleQueue()
         for block in self._blocks:
             self._free.put(block)
@@ -44,11 +53,13 @@ class Workers:
     def __call__(self, task: Task) -> dict[str, Any]:
         """All that BatchMaker makes for `task`, and `image`, uint8 [rows, H, W, C].
 
-        Raises BrokenProcessPool if a process has ended.
+        Raises BrokenProcessPool if a process has ended, and as BatchMaker does.
         """
         block = self._free.get()
         try:
-            made = self._pool.submit(_make, self._maker, task, block.name).result()
+            with _without_signals():  # it may start a process
+                future = self._pool.submit(_make, self._maker, task, block.name)
+            made = future.result()
             image = np.ndarray(self._shape, np.uint8, block.buf).copy()
         finally:
             self._free.put(block)
@@ -70,18 +81,34 @@ def _check_room(size: int) -> None:
         )
 
 
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Processes started within never get them: this thread's mask is theirs from the beginning."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # In the processes.
 
 
 def _set_up() -> None:
-    """Signals to the group are for the parent, which may want more batches before it ends; but
-    a process whose parent was killed would wait for ever."""
-    os.setpgrp()
+    """They end with their parent, also when it was killed, and at its word."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if _KNOWS_SENDERS:
+        threading.Thread(target=_end_when_told, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _end_when_told() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
     os._exit(1)
 
 
@@ -97,4 +124,5 @@ def _make(maker: BatchMaker, task: Task, block: str) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _first_equal(maker: BatchMaker) -> BatchMaker:
     """The one that came with the first task: it has its threads and files open."""
+    maker.records.open()
     return maker

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,12 +54,48 @@ def test_too_little_shared_memory_is_an_error(config, monkeypatch):
         loader.batch(0)
 
 
-def test_signals_to_the_group_are_not_for_them(config):
+@pytest.mark.trial
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGTERM"])
+def test_signals_to_all_processes_are_not_for_them(config, name):
+    """A terminal, `timeout` and service managers send to all: more batches may be wanted."""
+    with Loader(config) as loader:
+        expected = [loader.batch(step) for step in range(2)]
+    with Loader(config) as loader:
+        found = [loader.batch(0)]
+        (worker,) = multiprocessing.active_children()
+        # From another process: its parent's own SIGTERM is the one that ends a worker.
+        subprocess.run(["sh", "-c", f"kill -{name[3:]} {worker.pid}"], check=True)
+        time.sleep(0.2)
+        found.append(loader.batch(1))
+        assert multiprocessing.active_children() == [worker]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.trial
+def test_signals_are_held_off_before_they_have_begun(config):
+    """The mask is inherited: a process that still starts, which takes long under load, has it."""
+    with Loader(replace(config, num_workers=2)) as loader:
+        loader.batch(0)
+        for worker in multiprocessing.active_children():
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
+            assert all(blocked >> (number - 1) & 1 for number in workers.NOT_FOR_WORKERS)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & workers.NOT_FOR_WORKERS
+
+
+@pytest.mark.trial
+def test_at_their_parents_word_they_end(config):
     with Loader(config) as loader:
         loader.batch(0)
         (worker,) = multiprocessing.active_children()
-        assert os.getpgid(worker.pid) == worker.pid
-    assert not multiprocessing.active_children()
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 1
+        with pytest.raises(UserError, match="worker process"):
+            for step in range(1, 50):
+                loader.batch(step)
 
 
 def test_they_end_with_a_parent_that_is_killed(config, tmp_path):

@@ -25,7 +25,7 @@ class UnavailableError(Exception):
 
 
 class RunDiverged(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite; exit code 1."""
+    """Too many steps in a row, or the last ones, had to be thrown away; exit code 1."""
 
 
 def require_folder(path: str, option: str) -> None:

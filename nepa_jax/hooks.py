@@ -89,12 +89,26 @@ def skip_guard(
                 f" and {len(examples) - 16} more" if len(examples) > 16 else ""
             )
             raise RunDiverged(
-                f"{max_in_a_row + 1} steps in a row up to step {step} had a loss or gradient that is "
-                f"not finite or a spike; records of that step: {shown}. The last checkpoint is "
-                "sound: resume with a lower optim.lr or a smaller optim.clip_norm"
+                f"{max_in_a_row + 1} steps in a row up to step {step} had {NOT_KEPT}; records of "
+                f"that step: {shown}. The last checkpoint is sound: resume with a lower optim.lr "
+                "or a smaller optim.clip_norm"
             )
 
     return guard
+
+
+NOT_KEPT = "a loss, gradient or update that is not finite, or a spike"
+
+
+def check_end(state: TrainState) -> None:
+    """Raises RunDiverged if the last step of a run was thrown away: it is over, and not done."""
+    step, lost = int(state.step), int(state.skipped_in_a_row)
+    if lost:
+        raise RunDiverged(
+            f"the last {lost} of {step} steps had {NOT_KEPT}. The checkpoint holds the sound weights "
+            f"of step {step - lost}: go on from it with a lower optim.lr or a smaller "
+            "optim.clip_norm, and a larger schedule.total_steps; or begin again in another workdir"
+        )
 
 
 class CheckpointHook:

@@ -30,6 +30,7 @@ from nepa_jax.hooks import (
     ProfileHook,
     Report,
     WatchdogHook,
+    check_end,
     skip_guard,
 )
 from nepa_jax.loading import load_onto
@@ -156,9 +157,17 @@ class Run:
                 self.goodput.write(step)
             say(f"goodput: {self.goodput.summary()}")
 
-    def mark_done(self, step: int) -> None:
-        """Writes ``WORKDIR/DONE`` after the last step: launchers ask for it."""
-        if jax.process_index() == 0 and step >= self.config.schedule.total_steps:
+    def mark_done(self, state: TrainState) -> None:
+        """Writes ``WORKDIR/DONE`` after the last step: launchers ask for it.
+
+        Raises:
+            RunDiverged: the last step was thrown away.
+        """
+        step = int(state.step)
+        if step < self.config.schedule.total_steps:
+            return
+        check_end(state)
+        if jax.process_index() == 0:
             with self._clear_errors():
                 (self.workdir / "DONE").write_text(f"{step}\n")
 

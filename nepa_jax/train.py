@@ -32,7 +32,7 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
     Raises:
         UserError: a mistake in the config, the data set or the workdir, before any compilation; or
             later, that checkpoints cannot be saved or images not be read.
-        RunDiverged: too many steps in a row had to be thrown away.
+        RunDiverged: too many steps in a row had to be thrown away, or the last one.
     """
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
@@ -42,7 +42,7 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
         start, stop = int(state.step), min(total, stop_step or total)
         if start >= stop:
             say(f"nothing to do: step {start} of {stop} is reached")
-            run.mark_done(start)
+            run.mark_done(state)
             return state
         update = run.compiled_update()
         data = stack.enter_context(DeviceBatches(run.loader, run.mesh))
@@ -52,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
             hook.close(state)
         done = int(state.step)
         run.account(done)
-        run.mark_done(done)
+        run.mark_done(state)
         if done < stop:
             say(f"preempted: saved step {done}; the same command goes on from there")
         return state

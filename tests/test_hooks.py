@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,14 @@ import numpy as np
 import pytest
 
 from nepa_jax.errors import RunDiverged
-from nepa_jax.hooks import PROFILED_ON_SIGNAL, ProfileHook, Report, WatchdogHook, skip_guard
+from nepa_jax.hooks import (
+    PROFILED_ON_SIGNAL,
+    ProfileHook,
+    Report,
+    WatchdogHook,
+    check_end,
+    skip_guard,
+)
 
 HEALTHY = {
     "train/loss": -0.5,
@@ -52,6 +61,18 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_examples():
     guard(7, {"skipped_in_a_row": 2})
     with pytest.raises(RunDiverged, match=r"step 8.*\[700, 701.*24 more"):
         guard(8, {"skipped_in_a_row": 3})
+
+
+@pytest.mark.parametrize(("lost", "is_sound"), [(0, True), (1, False), (7, False)])
+def test_a_run_whose_last_step_was_thrown_away_is_not_done(lost, is_sound):
+    """The weights are sound, but nobody would want them: this state is what a resume sees, too."""
+    state = SimpleNamespace(step=jnp.int32(7), skipped_in_a_row=jnp.int32(lost))
+    with (
+        nullcontext()
+        if is_sound
+        else pytest.raises(RunDiverged, match=f"weights of step {7 - lost}")
+    ):
+        check_end(state)
 
 
 HANGING = """

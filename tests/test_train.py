@@ -15,7 +15,7 @@ import pytest
 import small
 
 from nepa_jax.checkpoint import find_saved, read_state, state_parts
-from nepa_jax.errors import UserError
+from nepa_jax.errors import RunDiverged, UserError
 from nepa_jax.mesh import make_mesh
 from nepa_jax.metrics import read_metrics
 from nepa_jax.objectives.base import load_objective
@@ -99,6 +99,25 @@ def test_a_run_can_be_made_longer_and_says_so(dataset, tmp_path, capsys):
     pretrain(small.config("nepa", dataset, schedule__total_steps="8"), str(tmp_path))
     assert "resuming at step 6, with schedule.total_steps: 6 -> 8" in capsys.readouterr().out
     assert logged(tmp_path)[-1]["step"] == 8
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("optim", "b1", 1.0), ("model", "pixel_std", (0.0, 0.0, 0.0))],
+    ids=["update", "loss"],
+)
+def test_a_run_of_nothing_but_nan_is_not_done(section, key, value, dataset, tmp_path, monkeypatch):
+    """Were such values let in: the weights stay as they began, and another start says so too."""
+    monkeypatch.setattr("nepa_jax.config.validate", lambda *_: None)
+    config = small.config("nepa", dataset, schedule__total_steps="3")
+    config[section][key] = value
+    for _ in range(2):
+        with pytest.raises(RunDiverged, match="the last 3 of 3 steps"):
+            pretrain(config, str(tmp_path))
+        assert not (tmp_path / "DONE").exists()
+    kept = final_arrays("nepa", tmp_path, 3)
+    assert all(np.isfinite(array).all() for array in kept.values())
 
 
 def test_a_workdir_of_another_run_is_refused(dataset, tmp_path):

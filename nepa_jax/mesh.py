@@ -23,6 +23,8 @@ from ml_collections import ConfigDict
 from nepa_jax.errors import UserError
 from nepa_jax.trees import leaf_name
 
+AXES = ("data", "fsdp", "tensor")
+
 # Logical axis -> mesh axis. A name that is not here is not split.
 PARAMETER_RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
 ACTIVATION_RULES = {"batch": ("data", "fsdp"), "heads": "tensor", "mlp": "tensor"}
@@ -32,7 +34,8 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     """The (data, fsdp, tensor) mesh of all devices of all hosts.
 
     Several slices of TPUs are joined along ``data``, whose one gradient reduction a step is all that
-    then goes over the slower network between them.
+    then goes over the slower network between them. GPU nodes, which report slices too, are no
+    such: any axis may span them.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices, or the batch does not divide.
@@ -40,11 +43,13 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1:
+    if slices > 1 and devices[0].platform == "tpu":
         places = _joined_slices(shape, slices, devices)
-        return Mesh(places, tuple(shape), axis_types=(AxisType.Auto,) * 3)
-    axis_types = (AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types, devices=devices)
+    else:
+        places = mesh_utils.create_device_mesh(
+            tuple(shape.values()), devices, allow_split_physical_axes=True
+        )
+    return Mesh(places, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
@@ -53,23 +58,65 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
     Raises:
         UserError: they do not multiply to the number of devices, or the batch does not divide.
     """
-    sizes = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
-    free = [axis for axis, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1 or fixed < 1 or num_devices % fixed or (not free and fixed != num_devices):
-        raise UserError(
-            f"mesh = {sizes}: does not fit {num_devices} device(s); try {_fitting(sizes, num_devices)}"
-        )
-    shape = {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}
-    images, parts = config.data.batch_size, shape["data"] * shape["fsdp"]
-    if images % (parts * config.optim.accum_steps):
-        least = parts * config.optim.accum_steps
-        raise UserError(
-            f"data.batch_size = {images}: {parts} devices take part of it, in "
-            f"optim.accum_steps = {config.optim.accum_steps} parts; "
-            f"try --config.data.batch_size={max(images // least, 1) * least}"
-        )
-    return shape
+    problems = mesh_problems(config, num_devices)
+    if problems:
+        raise UserError(*problems)
+    sizes = _sizes(config)
+    rest = num_devices // _product(sizes)
+    return {axis: rest if size == -1 else size for axis, size in sizes.items()}
+
+
+def mesh_problems(config: ConfigDict, num_devices: int | None = None) -> list[str]:
+    """What is wrong with the mesh of a config, a line each; to be told with the config's others.
+
+    Args:
+        config: of a run; its batch and its parts must be whole numbers of 1 or more.
+        num_devices: of all hosts; None where devices are not to be touched yet. Then only what no
+            number of devices can mend is found.
+    """
+    sizes = _sizes(config)
+    problems = [
+        f"mesh.{axis} = {size!r}: give the number of devices along it, or -1 for all that remain; "
+        f"try --config.mesh.{axis}=1"
+        for axis, size in sizes.items()
+        if type(size) is not int or (size < 1 and size != -1)
+    ]
+    if problems:
+        return problems
+    free = [axis for axis in AXES if sizes[axis] == -1]
+    if len(free) > 1:
+        others = " ".join(f"--config.mesh.{axis}=1" for axis in free[1:])
+        return [f"mesh = {sizes}: only one size can be -1, all that remain; try {others}"]
+    if num_devices is not None:
+        fixed = _product(sizes)
+        if num_devices % fixed or (not free and fixed != num_devices):
+            return [
+                f"mesh = {sizes}: does not fit {num_devices} device(s); "
+                f"try {_fitting(sizes, num_devices)}"
+            ]
+        sizes |= dict.fromkeys(free, num_devices // fixed)
+    return _batch_problems(config, _product({axis: sizes[axis] for axis in ("data", "fsdp")}))
+
+
+def _batch_problems(config: ConfigDict, parts: int) -> list[str]:
+    images, accum_steps = config.data.batch_size, config.optim.accum_steps
+    if images % (parts * accum_steps) == 0:
+        return []
+    least = parts * accum_steps
+    return [
+        f"data.batch_size = {images}: {parts} devices take part of it, in "
+        f"optim.accum_steps = {accum_steps} parts; "
+        f"try --config.data.batch_size={max(images // least, 1) * least}"
+    ]
+
+
+def _sizes(config: ConfigDict) -> dict[str, Any]:
+    return {axis: config.mesh[axis] for axis in AXES}
+
+
+def _product(sizes: dict[str, int]) -> int:
+    """Of the sizes that are given; those of -1 are not."""
+    return math.prod(size for size in sizes.values() if size != -1)
 
 
 def _fitting(sizes: dict[str, int], num_devices: int) -> str:
@@ -89,7 +136,9 @@ def _joined_slices(shape: dict[str, int], slices: int, devices: list[jax.Device]
             f"mesh.data = {shape['data']}: {slices} slices are joined along it; try a multiple"
         )
     inside = (shape["data"] // slices, shape["fsdp"], shape["tensor"])
-    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 # Activations

@@ -1,6 +1,7 @@
 """Shardings: what lies where, what travels, and that no number depends on it."""
 
 import math
+import re
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from nepa_jax import mesh as meshes
 from nepa_jax.errors import UserError
-from nepa_jax.mesh import host_part, make_mesh, put_batch, state_shardings
+from nepa_jax.mesh import host_part, make_mesh, mesh_problems, put_batch, state_shardings
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.step import abstract_state, create_state, make_update
 from nepa_jax.trees import named_leaves
@@ -140,13 +141,24 @@ class Chip:
     id: int
     process_index: int
     slice_index: int
-    platform: str = "cpu"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    platform: str = "tpu"
     device_kind: str = "chip"
+    core_on_chip: int = 0
 
 
 def chips(count: int, per_host: int = 4, slices: int = 1) -> list[Chip]:
+    """Slices that are each a plane of chips, four wide."""
     each = count // slices
-    return [Chip(i, i // per_host, i // each) for i in range(count)]
+    return [
+        Chip(i, i // per_host, i // each, (i % each // 4, i % each % 4, 0)) for i in range(count)
+    ]
+
+
+def gpus(count: int, per_node: int) -> list[Chip]:
+    """jax calls a node a slice, and may list its devices in any order."""
+    found = [Chip(i, i, i // per_node, platform="gpu") for i in range(count)]
+    return found[::2] + found[1::2]
 
 
 def part_of(host: int, places: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> meshes.Part:
@@ -185,14 +197,35 @@ def test_hosts_that_share_a_part_of_their_rows_are_refused(monkeypatch):
         part_of(0, grid((4, 1, 3)), monkeypatch)
 
 
-def test_slices_are_joined_along_data():
-    run = config("nepa", data__batch_size="32", mesh__fsdp="4")
+def slices_of(mesh: Mesh) -> np.ndarray:
+    return np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+
+
+@pytest.mark.parametrize("fsdp", [4, 2])  # a row of a slice's chips, a part of one
+def test_slices_of_tpus_are_joined_along_data(fsdp):
+    run = config("nepa", data__batch_size="32", mesh__fsdp=str(fsdp))
     mesh = make_mesh(run, chips(16, slices=2))
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 4, "tensor": 1}
-    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
-    assert (slices[:2] == 0).all() and (slices[2:] == 1).all()
+    assert dict(mesh.shape) == {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1}
+    first, second = np.split(slices_of(mesh), 2)
+    assert (first == 0).all() and (second == 1).all()
 
 
+@pytest.mark.trial
+def test_slices_of_tpus_share_no_other_axis():
+    run = config("nepa", mesh__data="1", mesh__fsdp="16")
+    with pytest.raises(UserError, match="2 slices are joined along it"):
+        make_mesh(run, chips(16, slices=2))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(("fsdp", "on_a_row"), [("16", {0, 1}), ("8", {0}), ("2", {0})])
+def test_any_axis_may_span_gpu_nodes(fsdp, on_a_row):
+    """An axis as long as a node stays on it: its links are the fast ones."""
+    mesh = make_mesh(config("nepa", mesh__fsdp=fsdp), gpus(16, per_node=8))
+    assert set(slices_of(mesh)[0].flat) == on_a_row
+
+
+@pytest.mark.trial
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -206,6 +239,40 @@ def test_slices_are_joined_along_data():
 def test_a_mesh_that_does_not_fit_is_one_clear_line(changes, named):
     with pytest.raises(UserError, match=named):
         make_mesh(config("nepa", **changes))
+
+
+# With the other mistakes of a config, before any device is touched
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        (dict(fsdp=0), "mesh.fsdp = 0: give the number of devices"),
+        (dict(data=-2), "mesh.data = -2: .*; try --config.mesh.data=1$"),
+        (dict(fsdp="two"), "mesh.fsdp = 'two': "),
+        (dict(fsdp=2.0), "mesh.fsdp = 2.0: "),
+        (dict(fsdp=None), "mesh.fsdp = None: "),
+        (dict(fsdp=True), "mesh.fsdp = True: "),
+        (dict(data=0, fsdp=0), "mesh.data = 0.*mesh.fsdp = 0"),
+        (dict(fsdp=-1), "only one size can be -1.*; try --config.mesh.fsdp=1$"),
+        (dict(fsdp=-1, tensor=-1), "try --config.mesh.fsdp=1 --config.mesh.tensor=1$"),
+        (dict(fsdp=3), "data.batch_size = 16: 3 devices take part of it"),
+        (dict(data=4, fsdp=8), "data.batch_size = 16: 32 devices"),
+    ],
+)
+def test_sizes_are_checked_without_devices(sizes, named):
+    run = config("nepa")
+    with run.ignore_type():
+        run.mesh.update(sizes)
+    assert re.search(named, " ".join(mesh_problems(run)))
+
+
+def test_sizes_that_may_fit_are_no_problem_before_the_devices_are_known():
+    for sizes in (dict(), dict(fsdp=16), dict(data=2, fsdp=4, tensor=2), dict(data=1, fsdp=-1)):
+        run = config("nepa")
+        run.mesh.update(sizes)
+        assert mesh_problems(run) == []
 
 
 @pytest.mark.parametrize(

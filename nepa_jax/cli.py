@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nepa_jax.base.text import printable
 from nepa_jax.errors import RunDiverged, UnavailableError, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def data_prepare(args: argparse.Namespace) -> None:
         f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
     )
     for skipped in entry["skipped"]:
-        print(f"  left out {skipped['name']}: {skipped['reason']}")
+        print(printable(f"  left out {skipped['name']}: {skipped['reason']}"))
     print(f"next: nepa-jax data inspect {args.out}")
 
 
@@ -108,32 +109,34 @@ def data_inspect(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found))
         return
-    classes = found.pop("classes")
+    classes = [printable(name) for name in found.pop("classes")]
     print(json.dumps(found, indent=2))
     print(f"classes: {', '.join(classes[:10])}{' …' if len(classes) > 10 else ''}")
+    if any(split["images"]["unreadable"] for split in found["splits"].values()):
+        print(f"some records cannot be read: nepa-jax data verify {args.path}")
 
 
 def data_verify(args: argparse.Namespace) -> None:
-    from nepa_jax.data.inspect import verify
+    from nepa_jax.data.inspect import named, verify
 
     bad = verify(args.path)
     if args.json:
-        print(
-            json.dumps(
-                {split: [str(record) for record in records] for split, records in bad.items()}
-            )
-        )
+        print(json.dumps({split: named(records, 1000) for split, records in bad.items()}))
     else:
         for split, records in bad.items():
-            print(f"{split}: {len(records)} bad records")
-            print("\n".join(f"  {record}" for record in records), end="\n" if records else "")
+            print(f"{split}: {len(records):,} bad records")
+            for line in named(records):
+                print(f"  {printable(line)}")
     sys.exit(1 if any(bad.values()) else 0)
 
 
 def data_sheet(args: argparse.Namespace) -> None:
-    from nepa_jax.data.inspect import contact_sheet
+    from nepa_jax.data.inspect import contact_sheet, named
 
-    print(f"done: {contact_sheet(args.path, args.out)}")
+    black = contact_sheet(args.path, args.out)
+    for line in named(black):
+        print(f"  stays black: {printable(line)}")
+    print(f"done: {args.out}")
 
 
 def export(args: argparse.Namespace) -> None:

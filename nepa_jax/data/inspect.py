@@ -1,14 +1,16 @@
 """Looks at a prepared data set: what it holds, and whether all of it can be read."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from nepa_jax.base.text import printable
 from nepa_jax.data.batches import BadRecord
-from nepa_jax.data.decode import DecodeError, decode, decode_pixels, identify
+from nepa_jax.data.decode import DecodeError, decode, decoded, identify
 from nepa_jax.data.manifest import read_manifest
 from nepa_jax.data.progress import ordered_map, progress
 from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
@@ -16,6 +18,7 @@ from nepa_jax.errors import UserError
 
 SAMPLE = 512
 COLUMNS, TILE = 8, 112  # of a contact sheet; px
+LISTED = 20  # bad records that are named
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -37,16 +40,18 @@ def inspect(path: str) -> dict[str, Any]:
     }
 
 
-def contact_sheet(path: str, out: str) -> None:
+def contact_sheet(path: str, out: str) -> list[BadRecord]:
     """Draws up to 64 records of each split, evenly spaced, into the PNG file `out`.
 
-    A row of text above the pictures of a split names it; undecodable records stay black.
+    A row of text above the pictures of a split names it; a record that cannot be read or decoded
+    stays black. Returns those.
     Raises UserError as `inspect` does, or if `out` cannot be written.
     """
+    black: list[BadRecord] = []
     rows = [
         row
         for split in sorted(read_manifest(path)["splits"])
-        for row in _sheet_rows(open_dataset(path, split))
+        for row in _sheet_rows(open_dataset(path, split), black)
     ]
     sheet = Image.new("RGB", (COLUMNS * TILE, sum(row.height for row in rows)))
     top = 0
@@ -57,9 +62,10 @@ def contact_sheet(path: str, out: str) -> None:
         sheet.save(out, "PNG")
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): choose another file") from error
+    return black
 
 
-def _sheet_rows(records: RecordSet) -> Iterator[Image.Image]:
+def _sheet_rows(records: RecordSet, black: list[BadRecord]) -> Iterator[Image.Image]:
     title = Image.new("RGB", (COLUMNS * TILE, 20))
     text = f"{records.split}: {len(records):,} images, {records.num_classes} classes"
     ImageDraw.Draw(title).text((4, 4), text, "white")
@@ -68,20 +74,19 @@ def _sheet_rows(records: RecordSet) -> Iterator[Image.Image]:
     for start in range(0, len(chosen), COLUMNS):
         row = Image.new("RGB", (COLUMNS * TILE, TILE))
         for column, index in enumerate(chosen[start : start + COLUMNS]):
-            row.paste(_tile(records, int(index)), (column * TILE, 0))
+            try:
+                row.paste(_tile(records, int(index)), (column * TILE, 0))
+            except (RecordError, DecodeError) as error:
+                black.append(BadRecord(int(index), records.split, str(error)))
         yield row
 
 
 def _tile(records: RecordSet, index: int) -> Image.Image:
-    try:
-        record = records[index]
-        tile = ImageOps.fit(decode(record.image), (TILE, TILE))
-    except (RecordError, DecodeError):
-        return Image.new("RGB", (TILE, TILE))
+    record = records[index]
+    tile = ImageOps.fit(decode(record.image), (TILE, TILE))
     if record.label is not None:
-        ImageDraw.Draw(tile).text(
-            (3, 3), records.classes[record.label], "white", stroke_width=1, stroke_fill="black"
-        )
+        name = printable(records.classes[record.label])
+        ImageDraw.Draw(tile).text((3, 3), name, "white", stroke_width=1, stroke_fill="black")
     return tile
 
 
@@ -101,7 +106,8 @@ def _bad_records(records: RecordSet, num_threads: int) -> list[BadRecord]:
         try:
             record = records[index]
             name = record.name
-            decode_pixels(record.image)
+            with decoded(record.image):
+                pass
         except (RecordError, DecodeError) as error:
             return BadRecord(index, name, str(error))
         return None
@@ -111,15 +117,30 @@ def _bad_records(records: RecordSet, num_threads: int) -> list[BadRecord]:
     return [bad for bad in found if bad is not None]
 
 
+def named(bad: Sequence[BadRecord], most: int = LISTED) -> list[str]:
+    """The bad records, a line each; of more than `most` the first, and the number of each kind."""
+    lines = [str(record) for record in bad[:most]]
+    if len(bad) > most:
+        kinds = Counter(_kind(record.reason) for record in bad)
+        lines += [f"in all {number:,}: {kind}" for kind, number in kinds.most_common(LISTED)]
+    return lines
+
+
+def _kind(reason: str) -> str:
+    """A reason without its particulars."""
+    return re.sub(r"\d+", "N", reason.partition(" (")[0])
+
+
 def _summary(info: dict[str, Any]) -> dict[str, Any]:
     counts = {key: value for key, value in info.items() if key not in ("shards", "skipped")}
     return {**counts, "num_shards": len(info["shards"])}
 
 
 def _sample(records: RecordSet) -> dict[str, Any]:
-    """Facts read from the headers of up to SAMPLE records. Bad ones are for `verify` to find."""
+    """Facts read from the headers of up to SAMPLE records. Bad ones are for `verify` to name."""
     images, sizes = [], []
-    for index in np.linspace(0, len(records) - 1, min(SAMPLE, len(records)), dtype=int):
+    chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records)), dtype=int)
+    for index in chosen:
         try:
             record = records[int(index)]
             images.append(identify(record.image))
@@ -128,6 +149,7 @@ def _sample(records: RecordSet) -> dict[str, Any]:
             continue
     return {
         "sampled": len(images),
+        "unreadable": len(chosen) - len(images),
         "width": _spread([image.width for image in images]),
         "height": _spread([image.height for image in images]),
         "bytes": _spread(sizes),

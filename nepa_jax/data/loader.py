@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker
+from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker, Task
 from nepa_jax.data.decode import DecodeError, identify
 from nepa_jax.data.order import Order
+from nepa_jax.data.progress import warn
 from nepa_jax.data.settings import LoaderConfig, memory_problems, problems
 from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
 from nepa_jax.data.stream import END, Blocks, Stream
@@ -20,13 +21,14 @@ MIN_BAD_RECORDS = 10  # fewer are never an error, whatever the rate
 
 
 class BadCount:
-    """Counts the bad records among the examples seen, and stops when they are too many."""
+    """Counts and tells the bad records among the examples seen, and stops when they are too many."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self.config = config
         self.seen = 0
         self.total = 0
         self.samples: list[BadRecord] = []
+        self._next_told = 1
 
     def add(self, num_examples: int, bad: Sequence[BadRecord]) -> None:
         """Raises UserError above max_bad_rate (and MIN_BAD_RECORDS) of the examples so far."""
@@ -35,10 +37,16 @@ class BadCount:
         self.samples = [*self.samples, *bad][:3]
         if self.total > max(MIN_BAD_RECORDS, self.config.max_bad_rate * self.seen):
             raise UserError(
-                f"{self.total} of {self.seen} examples could not be decoded, such as "
-                f"{'; '.join(map(str, self.samples))}: "
+                f"{self}, more than data.max_bad_rate = {self.config.max_bad_rate} allows: "
                 f"run `nepa-jax data verify {self.config.path}`"
             )
+        if self.total >= self._next_told:  # the first, the tenth, the hundredth, ...
+            self._next_told = 10 ** len(str(self.total))
+            warn(f"{self}; `nepa-jax data verify {self.config.path}` lists all")
+
+    def __str__(self) -> str:
+        samples = "; ".join(map(str, self.samples))
+        return f"{self.total} of {self.seen} examples could not be decoded, such as {samples}"
 
 
 class Loader:
@@ -91,14 +99,16 @@ class Loader:
 
     def indices(self, step: int) -> np.ndarray:
         """The record numbers of the whole batch of `step`, int64 [B], without substitution."""
-        return self._global_blocks.task(step).indices
+        size = self.config.batch_size
+        return self._blocks.order.indices(range(step * size, (step + 1) * size))
 
-    def shown(self, step: int) -> np.ndarray:
-        """As `indices`, with the substitutes: all hosts' rows are made once more for it."""
-        task = self._global_blocks.task(step)
+    def shown(self, step: int, rows: int) -> np.ndarray:
+        """As `indices`, with the substitutes, of the first `rows` rows: they are made once more."""
+        rows = min(rows, self.config.batch_size)
+        first = step * self.config.batch_size
+        task = Task(first, self._blocks.order.indices(range(first, first + rows)))
         maker = BatchMaker(self.config, self.records, substitute=True)
-        images = np.empty((len(task.indices), *maker.image_shape), np.uint8)
-        return maker(task, images)["index"]
+        return maker(task, np.empty((rows, *maker.image_shape), np.uint8))["index"]
 
     @property
     def num_examples(self) -> int:
@@ -146,10 +156,6 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @property
-    def _global_blocks(self) -> Blocks:
-        return Blocks(self._blocks.order, self.config.batch_size)
 
     def _block(self, step: int) -> int:
         host, num_hosts = self._part

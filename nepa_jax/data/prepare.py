@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from nepa_jax.data.archives import open_files
-from nepa_jax.data.labels import imagenet_problems, read_labels
-from nepa_jax.data.listing import Example, Listing, file_by_class, select
+from nepa_jax.data.batches import BadRecord
+from nepa_jax.data.labels import by_labels, imagenet_problems
+from nepa_jax.data.left_out import LeftOut
+from nepa_jax.data.listing import Example, Listing, by_folder, by_sample, find_images
 from nepa_jax.data.manifest import FORMAT, MANIFEST, VERSION
 from nepa_jax.data.parquet import is_parquet, open_parquet
 from nepa_jax.data.progress import ordered_map, progress, warn
 from nepa_jax.data.reencode import Reencode, parse_reencode
+from nepa_jax.data.samples import class_files
 from nepa_jax.data.shards import UNFINISHED, Job, Shard, Written, clean_up, discard, write_shards
-from nepa_jax.data.sources import RecordSet, open_dataset
+from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
 from nepa_jax.data.store import Store
+from nepa_jax.data.tree import choose_split
 from nepa_jax.errors import UserError
 
 MIB = 1 << 20
@@ -75,6 +79,8 @@ def prepare(
     with _scratch_folder(store, split) as scratch:
         target = Target(store, split, scratch, num_shards, num_threads, smaller)
         with _open_listing(path, target, labels) as listing:
+            for line in listing.left_out.lines():
+                warn(f"left out: {line}")
             for problem in imagenet_problems(listing, split):
                 warn(problem)
             return _write_split(listing, target)
@@ -113,27 +119,47 @@ def default_num_shards(num_bytes: int, num_examples: int) -> int:
 def _open_listing(path: Path, target: Target, labels: str | None) -> Iterator[Listing]:
     """What `path` holds, whatever it is; its examples can be read until the exit."""
     unfinished = target.scratch / UNFINISHED
-    if (path / MANIFEST).is_file():
+    prepared = (path / MANIFEST).is_file()
+    if labels is not None and (prepared or is_parquet(path)):
+        raise UserError(
+            f"--labels={labels} is for images in files, and {path} has labels: leave it out"
+        )
+    if prepared:
         yield _prepared_listing(open_dataset(path, target.split), target.num_threads)
     elif is_parquet(path):
         with open_parquet(path, target.split, unfinished) as listing:
             yield listing
     else:
-        with open_files(path, unfinished) as files:
+        left_out = LeftOut()
+        with open_files(path, unfinished, left_out) as files:
+            images = find_images(files, path, left_out)
+            images = choose_split(images, target.split, path, left_out)
             if labels is not None:
-                files = file_by_class(files, read_labels(Path(labels), unfinished), path)
-            yield select(files, target.split, path)
+                yield by_labels(images, Path(labels), path, unfinished, left_out)
+            elif class_of := class_files(files, images):
+                yield by_sample(images, class_of, left_out)
+            else:
+                yield by_folder(images, path, left_out)
 
 
 def _prepared_listing(records: RecordSet, num_threads: int) -> Listing:
-    """The records of a set as examples; their names are known once all have been read."""
+    """The records of a set as examples; their names are known once all have been read.
 
-    def example(index: int) -> Example:
-        record = records[index]
+    Those that cannot be read are left out, and told.
+    """
+
+    def example(index: int) -> Example | BadRecord:
+        try:
+            record = records[index]
+        except RecordError as error:
+            return BadRecord(index, "", str(error))
         return Example(record.name, record.label, len(record.image), lambda: records[index].image)
 
     found = ordered_map(example, range(len(records)), num_threads)
-    examples = list(progress(found, len(records), f"reading {records.split}"))
+    found = list(progress(found, len(records), f"reading {records.split}"))
+    examples = [item for item in found if isinstance(item, Example)]
+    if bad := [item for item in found if isinstance(item, BadRecord)]:
+        warn(f"{len(bad)} of {len(records)} records are left out, such as {bad[0]}")
     return Listing(examples, records.classes if records.labelled else ())
 
 
@@ -284,7 +310,7 @@ def _split_entry(written: Sequence[Written], listing: Listing, target: Target) -
         "fingerprint": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
         "examples_per_class": [min(per_class), max(per_class)] if per_class else None,
         "reencode": asdict(target.reencode) if target.reencode else None,
-        "num_ignored": listing.num_ignored,
+        "num_ignored": sum(listing.left_out.counts.values()),
         "num_skipped": len(skipped),
         "skipped": skipped[:MAX_LISTED_SKIPS],
         "shards": shards,

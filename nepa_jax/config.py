@@ -1,20 +1,35 @@
 """Configs: load a recipe, apply overrides, list every mistake at once, resolve units, save."""
 
-import ast
 import difflib
 import importlib.util
+import inspect
 import json
 import os
+import sys
+import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from nepa_jax.base.sections import (
+    WRONG,
+    Bound,
+    fitted,
+    parsed,
+    section_problems,
+    shown,
+    suggestion,
+    wanted,
+)
+from nepa_jax.base.text import parse_json, read_json
+from nepa_jax.data.progress import warn
 from nepa_jax.data.settings import LoaderConfig
 from nepa_jax.data.settings import problems as data_problems
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, in_short
 from nepa_jax.models.sizes import parse_variant
 
 # The recipes: beside the package in a checkout, inside it once installed.
@@ -23,17 +38,97 @@ CONFIGS = next(f / "configs" for f in (_PACKAGE, _PACKAGE.parent) if (f / "confi
 
 UNITS = ("steps", "epochs", "examples")
 
-# Keys whose values may have other types than the recipe's own.
-EXTRA_TYPES: dict[str, tuple[type, ...]] = {
-    "model.image_size": (int, tuple),
-    "model.rope_base": (float, types.NoneType),
-    "model.layer_scale_init": (float, types.NoneType),
-    "optim.lr": (float, types.NoneType),
-    "optim.base_lr": (float, types.NoneType),
-    "optim.clip_norm": (float, types.NoneType),
-    "optim.spike_factor": (float, types.NoneType),
-    "optim.ema_decay": (float, types.NoneType),
+# Every number a run understands, its range and what to try; defaults are in configs/base.py. Those of
+# `data` are in nepa_jax.data.settings, those of an objective in its own file. A length or an interval
+# (`total`, `warmup`, …) stands here without its unit.
+BOUNDS: dict[str, dict[str, Bound]] = {
+    "model": {
+        "image_size": Bound("[1, 16384]", "224 or (224, 128)", pair=True),
+        "patch_size": Bound("[1, 4096]", "16"),
+        "in_channels": Bound("[1, 4]", "3"),
+        "pixel_mean": Bound("[-10, 10]", "(0.5, 0.5, 0.5)"),  # of pixels in [0, 1]
+        "pixel_std": Bound("[0.001, 10]", "(0.5, 0.5, 0.5)"),
+        "embed_dim": Bound("[1, 65536]", "768"),
+        "depth": Bound("[1, 1000]", "12"),
+        "num_heads": Bound("[1, 4096]", "12"),
+        "mlp_ratio": Bound("(0, 64]", "4.0"),
+        "rope_base": Bound("[1, 1e9]", "100.0 or none", also=(None,)),
+        "rope_rescale": Bound("[1, 100]", "2.0, or 1.0 for off"),
+        "rope_jitter": Bound("[1, 100]", "1.5, or 1.0 for off"),
+        "rope_shift": Bound("[0, 100]", "0.5, or 0.0 for off"),
+        "layer_scale_init": Bound("[0, 100]", "1e-5 or none", also=(None,)),
+        "drop_path_rate": Bound("[0, 1)", "0.1"),
+        "norm_eps": Bound("(0, 0.1]", "1e-6"),
+    },
+    "optim": {
+        "lr": Bound("(0, 1]", "1e-3 or none", also=(None,)),
+        "base_lr": Bound("(0, 1]", "1.5e-4 or none", also=(None,)),
+        "b1": Bound("[0, 1)", "0.9"),
+        "b2": Bound("[0, 1)", "0.95"),
+        "eps": Bound("(0, 0.1]", "1e-8"),
+        "weight_decay": Bound("[0, 10]", "0.05"),
+        "clip_norm": Bound("(0, 1e6]", "1.0 or none", also=(None,)),
+        "spike_factor": Bound("(1, 1e6]", "10.0 or none", also=(None,)),
+        "accum_steps": Bound("[1, 65536]", "1"),
+        "ema_decay": Bound("[0, 1)", "0.9999 or none", also=(None,)),
+    },
+    "schedule": {
+        "total": Bound("(0, 1e12]", "100"),
+        "warmup": Bound("[0, 1e12]", "5, or 0 for none"),
+        "final_lr": Bound("[0, 1]", "0.0"),
+    },
+    "mesh": {
+        axis: Bound("[1, 1048576]", "1, or -1 for all that remain", also=(-1,))
+        for axis in ("data", "fsdp", "tensor")
+    },
+    "checkpoint": {
+        "every": Bound("(0, 1e12]", "1000"),
+        "keep_last": Bound("[1, 1000000]", "2"),
+        "keep_every": Bound("(0, 1e12]", "10000, or 0 for none for good", also=(0,)),
+    },
+    "log": {
+        "every": Bound("(0, 1e12]", "50"),
+        "profile_steps": Bound("[0, 2147483647]", "(10, 15), or (0, 0) for none"),
+        "watchdog_s": Bound("[1, 604800]", "600, or 0 for never", also=(0,)),
+    },
+    "run": {
+        "seed": Bound("[0, 4294967295]", "0"),
+        "max_skipped_steps": Bound("[0, 1000000]", "10"),
+    },
+}  # fmt: skip
+MAX_STEPS = 2**31 - 1  # a step is an int32
+MAX_PARAMETERS = 1e11  # four times the largest ViT there is
+MAX_PATCHES = 65_536
+
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "model": {
+        "mlp": ("gelu", "swiglu", "geglu"),
+        "posemb": ("none", "sincos", "learned"),
+        "init": ("normal", "xavier"),
+    },
+    "run": {
+        "dtype": ("auto", "float32", "bfloat16"),
+        "reduce_dtype": ("float32", "bfloat16"),
+        "remat": ("none", "names", "dots", "full"),
+    },
 }
+
+OWN_OBJECTIVES = "nepa_jax.objectives"
+OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised"))
+
+# What other programs call our keys.
+OTHER_NAMES = {
+    "learning_rate": "optim.lr", "blr": "optim.base_lr", "min_lr": "schedule.final_lr", "wd": "optim.weight_decay",
+    "beta1": "optim.b1", "beta2": "optim.b2", "betas": "optim.b1", "grad_clip": "optim.clip_norm",
+    "clip_grad": "optim.clip_norm", "max_grad_norm": "optim.clip_norm", "gradient_accumulation_steps": "optim.accum_steps",
+    "accum_iter": "optim.accum_steps", "ema": "optim.ema_decay", "epochs": "schedule.total_epochs",
+    "num_epochs": "schedule.total_epochs", "steps": "schedule.total_steps", "num_steps": "schedule.total_steps",
+    "max_steps": "schedule.total_steps", "warmup": "schedule.warmup_steps", "bs": "data.batch_size",
+    "workers": "data.num_workers", "hidden_size": "model.embed_dim", "width": "model.embed_dim",
+    "num_layers": "model.depth", "layers": "model.depth", "heads": "model.num_heads", "img_size": "model.image_size",
+    "input_size": "model.image_size", "drop_path": "model.drop_path_rate", "precision": "run.dtype",
+    "save_every": "checkpoint.every_steps", "log_every": "log.every_steps", "resume": "run.init_from",
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -62,42 +157,198 @@ def parse_arg(arg: str, default: str, presets: Sequence[str]) -> tuple[Variant, 
     return Variant(variant, parse_variant(variant)), preset
 
 
-def load_config(spec: str) -> ConfigDict:
-    """Runs ``get_config(arg)`` of ``FILE.py[:arg]``.
+# Loading
+
+
+def load_config(spec: str, overrides: Mapping[str, str] = types.MappingProxyType({})) -> ConfigDict:
+    """The config of ``RECIPE.py[:arg]``, of a saved ``config.json``, or of a workdir that holds one.
 
     A relative path that does not exist is looked for beside the package, so that the recipes that
-    come with it are found from any folder.
+    come with it are found from any folder. A recipe may import what lies beside it.
+
+    Args:
+        spec: where it is.
+        overrides: as for :func:`apply_overrides`.
 
     Raises:
-        UserError: no such file, or it has no ``get_config``.
+        UserError: there is no such file, it fails, or what it gives is no config; or as
+            :func:`apply_overrides`.
     """
-    path, _, arg = spec.partition(":")
-    module = _load_module(_find_config(path))
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config {path!r} has no function get_config(arg)")
-    return module.get_config(arg)
+    path, arg = _find_config(spec)
+    if path == CONFIGS / "base.py":
+        raise UserError(f"config {path}: is what recipes start from; there are {_recipes()}")
+    config = _saved_config(path, arg) if path.suffix == ".json" else _recipe(path, arg)
+    apply_overrides(config, overrides)
+    if path.suffix == ".json" and "objective.name" not in overrides:
+        _require_own_objective(config, path)
+    return config
 
 
 def base_config() -> ConfigDict:
     """Every key with its default: what recipes start from."""
-    return load_config(str(CONFIGS / "base.py"))
+    return _load_module(CONFIGS / "base.py").get_config()
 
 
-def _find_config(path: str) -> Path:
-    for candidate in (Path(path), CONFIGS.parent / path):
-        if candidate.is_file():
-            return candidate
-    known = sorted(recipe.name for recipe in CONFIGS.glob("*.py"))
-    raise UserError(
-        f"config file {path!r} does not exist; there are configs/{{{', '.join(known)}}}"
-    )
+def _recipes() -> str:
+    known = sorted(recipe.name for recipe in CONFIGS.glob("*.py") if recipe.name != "base.py")
+    return f"configs/{{{', '.join(known)}}}"
+
+
+def _find_config(spec: str) -> tuple[Path, str]:
+    """The file and the argument behind its name."""
+    if "://" in spec:
+        raise UserError(f"config {spec!r}: is a URL, and this must be a file; copy it here")
+    path, arg = (spec, "") if Path(spec).exists() else spec.partition(":")[::2]
+    ours = CONFIGS.parent / path
+    file = next((file for file in (Path(path), ours) if path and file.exists()), None)
+    if file is None:
+        raise UserError(f"config file {path!r} does not exist; there are {_recipes()}")
+    file = file.resolve()
+    if file.is_dir():
+        file = file / "config.json"
+        if not file.is_file():
+            raise UserError(f"config {path!r}: is a folder without config.json; give a file")
+    if file.suffix not in (".py", ".json"):
+        raise UserError(
+            f"config {path!r}: is neither a recipe (.py) nor a run's config.json; there are {_recipes()}"
+        )
+    if ours.is_file() and file != ours.resolve():
+        print(f"config: {file}, not the recipe of that name of nepa_jax", file=sys.stderr)
+    return file, arg
+
+
+def _saved_config(path: Path, arg: str) -> ConfigDict:
+    """A resolved config, to run again. Its lr is decided: a base_lr beside it only says from what."""
+    if arg:
+        raise UserError(f"config {path}: a saved config takes no argument; leave ':{arg}' out")
+    try:
+        config = from_json(json.dumps(read_json(path, dict)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"config {path}: {in_short(error)}") from None
+    _fill_in(config, path)
+    config = _checked(config, str(path))
+    if config.optim.get("lr") is not None:
+        config.optim.base_lr = None
+    return config
+
+
+def _require_own_objective(config: ConfigDict, path: Path) -> None:
+    """Raises UserError if a saved config, which may be a stranger's, would choose the code to run."""
+    name = str(config.objective.get("name"))
+    if not name.startswith(f"{OWN_OBJECTIVES}."):
+        raise UserError(
+            f"config {path}: names an objective outside of nepa_jax; if its code may be run, say so "
+            f"with --config.objective.name={name}"
+        )
+
+
+def _fill_in(config: ConfigDict, path: Path) -> None:
+    """Gives a config that an earlier version saved the keys that came later, and says so."""
+    later = []
+    for name, defaults in base_config().items():
+        section = config.get(name)
+        if name == "objective" or not isinstance(section, ConfigDict):
+            continue
+        for key, default in _in_units_of(section, defaults).items():
+            if key not in section:
+                section[key] = default
+                later.append(f"{name}.{key}={default}")
+    if later:
+        warn(f"config {path}: is of another version; added {', '.join(later)}")
+
+
+def _recipe(path: Path, arg: str) -> ConfigDict:
+    with _errors_in(path):
+        module = _load_module(path)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"config {path}: has no function get_config(arg)")
+    with _errors_in(path):
+        takes_arg = bool(inspect.signature(get_config).parameters)
+        if arg and not takes_arg:
+            raise UserError(
+                f"config {path}: its get_config() takes no argument; leave ':{arg}' out"
+            )
+        config = get_config(arg) if takes_arg else get_config()
+    return _checked(config, str(path))
 
 
 def _load_module(path: Path) -> types.ModuleType:
+    if path.parent != CONFIGS and str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last: nothing installed is hidden by a file there
     spec = importlib.util.spec_from_file_location(f"nepa_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _errors_in(path: Path) -> Iterator[None]:
+    """Whatever code of the user raises becomes one line with its place.
+
+    Raises:
+        UserError: in place of any other.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {in_short(error)}") from error
+    except BaseException as error:  # a recipe may also exit
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).parent == path.parent]
+        place = f"{own[-1].filename}, line {own[-1].lineno}" if own else f"config {path}"
+        raise UserError(f"{place}: {in_short(error)}") from error
+
+
+def _checked(config: Any, source: str) -> ConfigDict:
+    """The config with every value as the type it stands for; what is none is left to :func:`validate`.
+
+    Raises:
+        UserError: it is no config, or lacks a section.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config {source}: gives a {type(config).__name__}, not a ConfigDict; begin with "
+            "nepa_jax.config.base_config()"
+        )
+    config = ConfigDict(config) if config.is_locked else config  # a FrozenConfigDict, too
+    defaults = base_config()
+    absent = [name for name in defaults if not isinstance(config.get(name), ConfigDict)]
+    if absent:
+        raise UserError(
+            f"config {source}: lacks {', '.join(absent)}; begin with nepa_jax.config.base_config()"
+        )
+    with config.ignore_type():
+        for name in set(defaults) - {"objective"}:
+            for key, default in _in_units_of(config[name], defaults[name]).items():
+                value = fitted(config[name].get(key), default, _bounds(name).get(key))
+                if value is not WRONG:
+                    config[name][key] = value
+    return config
+
+
+def _in_units_of(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults, each length under the name it has in the section: its unit may be another."""
+    named: dict[str, Any] = {}
+    for key, default in defaults.items():
+        other = None if key in section else _in_another_unit(section, key)
+        named |= {other: float(default)} if other else {key: default}
+    return named
+
+
+def _in_another_unit(section: Mapping[str, Any], key: str) -> str | None:
+    """The section's key for the same length in another unit, if there is one."""
+    stem, _, unit = key.rpartition("_")
+    others = (f"{stem}_{other}" for other in UNITS if other != unit and unit in UNITS)
+    return next((other for other in others if other in section), None)
+
+
+def _bounds(name: str) -> dict[str, Bound]:
+    """The bounds of a section, those of lengths under each of their names."""
+    bounds = BOUNDS.get(name, {})
+    return bounds | {f"{key}_{unit}": bound for key, bound in bounds.items() for unit in UNITS}
 
 
 # Overrides
@@ -110,59 +361,58 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         UserError: all unknown keys and wrong types, in one message.
     """
     problems = [
-        problem for key, text in overrides.items() if (problem := _override(config, key, text))
+        f"{key} beside {other}: the same length twice; leave one out"
+        for key in overrides
+        if (other := _in_another_unit(overrides, key)) and key < other
     ]
+    for key, text in overrides.items():
+        problem = _override(config, key, text)
+        problems += [problem] if problem else []
     _raise(problems)
 
 
 def _override(config: ConfigDict, key: str, text: str) -> str | None:
-    section, _, name = key.rpartition(".")
-    known = flat_keys(config)
-    sibling = _same_duration(known, key)
-    if key not in known and sibling is None:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-        return f"{key} = {text}: there is no such key; did you mean {nearest}?"
-    allowed = EXTRA_TYPES.get(key, (float,) if sibling else (type(known[key]),))
-    value = parse_value(text, allowed)
-    if value is _WRONG:
-        names = " or ".join("none" if t is types.NoneType else t.__name__ for t in allowed)
-        return f"{key} = {text}: wrong type; write a value of type {names}"
-    target = config[section] if section else config
-    if sibling:
-        del target[sibling.rpartition(".")[2]]
+    name, _, rest = key.partition(".")
+    section, known = config.get(name), _known(config, name)
+    replaced = None if rest in known else _in_another_unit(known, rest)
+    if rest not in known and replaced is None:
+        return f"{key} = {shown(text)}: there is no such key; {_meant(config, key)}"
+    default, bound = known[replaced or rest], _bounds(name).get(rest)
+    value = parsed(text, float(default) if replaced else default, bound)
+    if value is WRONG:
+        return f"{key} = {shown(text)}: wrong type; write {wanted(default, bound)}"
+    *parents, last = rest.split(".")
+    for parent in parents:
+        section = section[parent]
+    if replaced:
+        del section[replaced]
     with config.ignore_type():
-        target[name] = value
+        section[last] = value
     return None
 
 
-def _same_duration(known: Mapping[str, Any], key: str) -> str | None:
-    """The key that gives the same duration in another unit, if ``key`` is not there itself."""
-    stem, _, unit = key.rpartition("_")
-    if key in known or unit not in UNITS:
-        return None
-    return next((f"{stem}_{other}" for other in UNITS if f"{stem}_{other}" in known), None)
+def _known(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The keys of a section with their defaults; an objective's are those its recipe has."""
+    section = config.get(name)
+    if not isinstance(section, ConfigDict) or name not in base_config():
+        return {}
+    return flat_keys(section) if name == "objective" else _in_units_of(section, base_config()[name])
 
 
-_WRONG = object()
-
-
-def parse_value(text: str, allowed: Sequence[type]) -> Any:
-    """Text as a value of an allowed type, else the marker ``_WRONG``. Whole numbers pass as floats."""
-    if str in allowed:
-        return text
-    try:
-        value = ast.literal_eval(
-            {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
-        )
-    except (ValueError, SyntaxError):
-        return _WRONG
-    if type(value) in allowed:
-        return value
-    if type(value) is int and float in allowed:
-        return float(value)
-    if type(value) is float and value.is_integer() and int in allowed:
-        return int(value)
-    return _WRONG
+def _meant(config: ConfigDict, key: str) -> str:
+    """What a user may have had in mind with a key that does not exist."""
+    name, _, rest = key.partition(".")
+    known = _known(config, name)
+    if known and not rest:
+        return f"it is a section; its keys are {', '.join(known)}"
+    everywhere = [f"{other}.{leaf}" for other in config for leaf in _known(config, other)]
+    last = key.rpartition(".")[2]
+    same = [other for other in everywhere if other.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8)
+    for found in (OTHER_NAMES.get(last), *same, *near):
+        if found:
+            return f"did you mean {found}?"
+    return suggestion(name, rest, known) if known else f"the sections are {', '.join(config)}"
 
 
 def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -188,35 +438,100 @@ def _raise(problems: Sequence[str]) -> None:
 def validate(
     config: ConfigDict, objective_problems: Callable[[ConfigDict], list[str]] | None = None
 ) -> None:
-    """Checks the whole config before anything is built.
+    """Checks the whole config before anything is built, without jax.
 
     Raises:
         UserError: one line for each problem, as ``path = value: problem; try …``.
     """
-    problems = _choice_problems(config) + _model_problems(config)
-    problems += data_problems(loader_config(config)) + _run_problems(config)
+    found: dict[str, str] = {}
+    for name in base_config():
+        found |= _section_problems(config, name)
+    problems = [
+        f"{name}: there is no such section; keys of your own go into config.objective"
+        for name in config
+        if name not in base_config()
+    ]
+    problems += [*found.values(), *_broken_rules(config, found)]
+    if not any(key.startswith(("data.", "model.", "run.")) for key in found):
+        problems += data_problems(loader_config(config))
+    problems += _name_problems(config.objective.get("name"))
     if not problems and objective_problems is not None:
         problems += objective_problems(config)
     _raise(problems)
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "model.mlp": ("gelu", "swiglu", "geglu"),
-    "model.posemb": ("none", "sincos", "learned"),
-    "model.init": ("normal", "xavier"),
-    "run.dtype": ("auto", "float32", "bfloat16"),
-    "run.reduce_dtype": ("float32", "bfloat16"),
-    "run.remat": ("none", "names", "dots", "full"),
-}
+def model_problems(config: ConfigDict) -> list[str]:
+    """What is wrong with the model of a config, which may come out of any file: a line each."""
+    if not isinstance(config.get("model"), ConfigDict):
+        return ["model: there is no such section"]
+    found = _section_problems(config, "model")
+    run = config.get("run")
+    if isinstance(run, ConfigDict):  # says how the model computes
+        found |= _choice_problems(run, "run")
+    return [*found.values(), *_broken_rules(config, found, "model.")]
 
 
-def _choice_problems(config: ConfigDict) -> list[str]:
-    leaves = flat_keys(config)
+def _section_problems(config: ConfigDict, name: str) -> dict[str, str]:
+    """Keys of a section that are missing, unknown, of another type or out of range, a line each."""
+    if name == "objective":  # its own file knows them
+        return {}
+    section, known = config[name], _known(config, name)
+    found = {
+        f"{name}.{key}": f"{name}.{key} = {shown(value)}: {_unknown(config, name, key)}"
+        for key, value in section.items()
+        if key not in known
+    }
+    rest = {key: value for key, value in section.items() if key in known}
+    found |= section_problems(name, rest, known, _bounds(name))
+    return _choice_problems(section, name) | found
+
+
+def _unknown(config: ConfigDict, name: str, key: str) -> str:
+    other = _in_another_unit(config[name], key)
+    if other:
+        return f"the same length as {name}.{other} = {config[name][other]}; leave one out"
+    return f"there is no such key; {_meant(config, f'{name}.{key}')}"
+
+
+def _choice_problems(section: ConfigDict, name: str) -> dict[str, str]:
+    return {
+        f"{name}.{key}": f"{name}.{key} = {shown(section[key])}: not a choice; try {' or '.join(choices)}"
+        for key, choices in CHOICES.get(name, {}).items()
+        if key in section and section[key] not in choices
+    }
+
+
+def _name_problems(name: Any) -> list[str]:
+    """An objective of one's own is looked for beside the recipe and in the current folder, too."""
+    line, known = f"objective.name = {name!r}: ", " or ".join(OBJECTIVES)
+    if not name:
+        return [f"{line}does not say what to learn; try {known}"]
+    if not isinstance(name, str) or not all(map(str.isidentifier, name.split("."))):
+        return [f"{line}is no name of a module; try {known}"]
+    if _exists(name):
+        return []
+    here = Path.cwd()
+    if any(here.joinpath(name.partition(".")[0] + end).exists() for end in (".py", "")):
+        sys.path.append(str(here))
+        importlib.invalidate_caches()
+        if _exists(name):
+            return []
+    last = name.rpartition(".")[2]
+    near = difflib.get_close_matches(f"{OWN_OBJECTIVES}.{last}", OBJECTIVES, 1, cutoff=0.9)
     return [
-        f"{key} = {leaves[key]}: not a choice; try {' or '.join(choices)}"
-        for key, choices in CHOICES.items()
-        if leaves[key] not in choices
+        f"{line}there is no such module, neither installed nor in PYTHONPATH, beside the config or in "
+        f"{here}; try {near[0] if near else known}"
     ]
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (
+        ModuleNotFoundError,
+        ValueError,
+    ):  # of the package around it; of a module without a file
+        return module in sys.modules
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
@@ -250,79 +565,153 @@ def loader_config(config: ConfigDict) -> LoaderConfig:
     )
 
 
-def _model_problems(config: ConfigDict) -> list[str]:
-    model, problems = config.model, []
-    size, patch = image_size(config), model.patch_size
-    if patch < 1 or any(side % patch or side < patch for side in size):
-        near = [max(round(side / max(patch, 1)), 1) * max(patch, 1) for side in size]
-        problems.append(
+# Rules between keys
+
+
+def _patches(config: ConfigDict) -> list[str]:
+    model, size, patch = config.model, image_size(config), config.model.patch_size
+    if any(side % patch for side in size):
+        near = [max(round(side / patch), 1) * patch for side in size]
+        return [
             f"model.patch_size = {patch}: does not divide model.image_size = {model.image_size}; "
             f"try model.image_size={near[0] if near[0] == near[1] else tuple(near)}"
-        )
-    if model.num_heads < 1 or model.embed_dim % model.num_heads:
-        problems.append(
-            f"model.num_heads = {model.num_heads}: does not divide embed_dim = {model.embed_dim}; try {_divisor(model.embed_dim, model.num_heads)}"
-        )
-    elif model.rope_base is not None and model.embed_dim // model.num_heads % 4:
-        problems.append(
-            f"model.num_heads = {model.num_heads}: rotary needs a head width that 4 divides, not {model.embed_dim // model.num_heads}; try another num_heads or rope_base=none"
-        )
-    if model.posemb == "sincos" and model.embed_dim % 4:
-        problems.append(
-            f"model.embed_dim = {model.embed_dim}: sine-cosine positions need a multiple of 4; try {model.embed_dim // 4 * 4 + 4}"
-        )
-    for key in ("pixel_mean", "pixel_std"):
-        if len(model[key]) != model.in_channels:
-            problems.append(
-                f"model.{key} = {model[key]}: needs one value per channel; try {tuple(model[key][:1]) * model.in_channels}"
-            )
-    if not 0 <= model.drop_path_rate < 1:
-        problems.append(
-            f"model.drop_path_rate = {model.drop_path_rate}: must be at least 0 and below 1; try 0.1"
-        )
-    return problems
+        ]
+    patches = size[0] // patch * (size[1] // patch)
+    if patches > MAX_PATCHES:
+        return [
+            f"model.patch_size = {patch}: cuts model.image_size = {model.image_size} into {patches:,} "
+            f"patches, of {MAX_PATCHES:,} at most; try a larger one"
+        ]
+    return []
 
 
-def _divisor(dim: int, near: int) -> int:
-    return min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - near))
+def _heads(config: ConfigDict) -> list[str]:
+    dim, heads = config.model.embed_dim, config.model.num_heads
+    if dim % heads:
+        return [
+            f"model.num_heads = {heads}: does not divide embed_dim = {dim}; try {_divisor(dim, heads)}"
+        ]
+    if config.model.rope_base is not None and dim // heads % 4:
+        return [
+            f"model.num_heads = {heads}: rotary needs a head width that 4 divides, not {dim // heads}; "
+            "try another num_heads or rope_base=none"
+        ]
+    return []
 
 
-def _run_problems(config: ConfigDict) -> list[str]:
-    data, optim, problems = config.data, config.optim, []
-    if not data.path:
-        problems.append(
-            "data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote"
-        )
-    if optim.accum_steps < 1 or data.batch_size % optim.accum_steps:
-        problems.append(
-            f"optim.accum_steps = {optim.accum_steps}: does not divide data.batch_size = {data.batch_size}; try {_divisor(data.batch_size, optim.accum_steps)}"
-        )
+def _divisor(number: int, near: int) -> int:
+    divisors = (n for n in range(1, min(number, 65_536) + 1) if number % n == 0)
+    return min(divisors, key=lambda n: abs(n - near))
+
+
+def _sincos(config: ConfigDict) -> list[str]:
+    dim = config.model.embed_dim
+    if config.model.posemb != "sincos" or dim % 4 == 0:
+        return []
+    return [
+        f"model.embed_dim = {dim}: sine-cosine positions need a multiple of 4; try {dim // 4 * 4 + 4}"
+    ]
+
+
+def _pixels(config: ConfigDict) -> list[str]:
+    model = config.model
+    return [
+        f"model.{key} = {model[key]}: needs one value per channel; try {(0.5,) * model.in_channels}"
+        for key in ("pixel_mean", "pixel_std")
+        if len(model[key]) != model.in_channels
+    ]
+
+
+def _parameters(config: ConfigDict) -> list[str]:
+    model = config.model
+    hidden = round(model.embed_dim * model.mlp_ratio)
+    matrices = 2 if model.mlp == "gelu" else 3
+    count = model.depth * model.embed_dim * (4 * model.embed_dim + matrices * hidden)
+    if hidden < 1:
+        return [f"model.mlp_ratio = {model.mlp_ratio}: makes an MLP without units; try 4.0"]
+    if count > MAX_PARAMETERS:
+        return [
+            f"model.embed_dim = {model.embed_dim}: {count / 1e9:,.0f} billion parameters at model.depth = "
+            f"{model.depth}, of {MAX_PARAMETERS / 1e9:.0f} at most; try a size that `nepa-jax configs` lists"
+        ]
+    return []
+
+
+def _data_path(config: ConfigDict) -> list[str]:
+    if config.data.path:
+        return []
+    return [
+        "data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote"
+    ]
+
+
+def _accumulation(config: ConfigDict) -> list[str]:
+    images, parts = config.data.batch_size, config.optim.accum_steps
+    if images < 1 or images % parts == 0:
+        return []
+    return [
+        f"optim.accum_steps = {parts}: does not divide data.batch_size = {images}; try {_divisor(images, parts)}"
+    ]
+
+
+def _learning_rate(config: ConfigDict) -> list[str]:
+    optim, final = config.optim, config.schedule.final_lr
     if (optim.lr is None) == (optim.base_lr is None):
-        problems.append(
+        return [
             f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try "
             + ("optim.base_lr=1.5e-4" if optim.lr is None else "optim.base_lr=none")
-        )
-    if optim.ema_decay is not None and not 0 <= optim.ema_decay < 1:
-        problems.append(
-            f"optim.ema_decay = {optim.ema_decay}: must be at least 0 and below 1; try 0.9999 or none"
-        )
-    if optim.clip_norm is not None and optim.clip_norm <= 0:
-        problems.append(f"optim.clip_norm = {optim.clip_norm}: must be positive; try 1.0 or none")
-    if optim.spike_factor is not None and optim.spike_factor <= 1:
-        problems.append(
-            f"optim.spike_factor = {optim.spike_factor}: must be above 1; try 10.0 or none"
-        )
-    first, end = config.log.profile_steps
-    if not 0 <= first <= end:
-        problems.append(
-            f"log.profile_steps = {config.log.profile_steps}: must be (first, one after the last); "
-            "try (10, 15), or (0, 0) for none"
-        )
-    problems += [
-        f"{key} = {value}: must be positive; try 1"
-        for key, value in flat_keys(config).items()
-        if key.startswith(("schedule.total_", "checkpoint.every_", "log.every_")) and value <= 0
+        ]
+    if config.data.batch_size > 0 and final > _peak_lr(config):
+        return [f"schedule.final_lr = {final}: is above the peak, {_peak_lr(config):.3g}; try 0.0"]
+    return []
+
+
+def _peak_lr(config: ConfigDict) -> float:
+    optim = config.optim
+    return optim.base_lr * config.data.batch_size / 256 if optim.lr is None else optim.lr
+
+
+def _profile(config: ConfigDict) -> list[str]:
+    steps = config.log.profile_steps
+    if len(steps) == 2 and steps[0] <= steps[1]:
+        return []
+    return [
+        f"log.profile_steps = {steps}: must be (first, one after the last); "
+        "try (10, 15), or (0, 0) for none"
     ]
+
+
+def _tensorboard(config: ConfigDict) -> list[str]:
+    if not config.log.tensorboard or _exists("tensorboardX"):
+        return []
+    return [
+        "log.tensorboard = True: tensorboardX is not installed; try pip install 'nepa-jax[tensorboard]'"
+    ]
+
+
+# A rule is asked only if its keys are right by themselves.
+RULES: dict[Callable[[ConfigDict], list[str]], tuple[str, ...]] = {
+    _patches: ("model.image_size", "model.patch_size"),
+    _heads: ("model.embed_dim", "model.num_heads", "model.rope_base"),
+    _sincos: ("model.embed_dim", "model.posemb"),
+    _pixels: ("model.pixel_mean", "model.pixel_std", "model.in_channels"),
+    _parameters: ("model.depth", "model.embed_dim", "model.mlp_ratio", "model.mlp"),
+    _data_path: ("data.path",),
+    _accumulation: ("data.batch_size", "optim.accum_steps"),
+    _learning_rate: ("optim.lr", "optim.base_lr", "schedule.final_lr", "data.batch_size"),
+    _profile: ("log.profile_steps",),
+    _tensorboard: ("log.tensorboard",),
+}
+
+
+def _broken_rules(config: ConfigDict, wrong: Mapping[str, str], prefix: str = "") -> list[str]:
+    problems = []
+    for rule, keys in RULES.items():
+        if all(key.startswith(prefix) and key not in wrong for key in keys):
+            problems += rule(config)
+    lengths = ("schedule.", "log.", "checkpoint.", "data.")
+    if not prefix and not any(key.startswith(lengths) for key in wrong):
+        problems += _length_problems(config, None)
     return problems
 
 
@@ -335,30 +724,87 @@ def resolve(config: ConfigDict, num_examples: int, platform: str) -> ConfigDict:
     Args:
         num_examples: images in the training split, for durations in epochs.
         platform: ``cpu``, ``gpu`` or ``tpu``.
+
+    Raises:
+        UserError: a length is less than a step, or the warm-up as long as the run.
     """
+    _raise(_length_problems(config, num_examples))
     resolved = with_later_keys(ConfigDict(config.to_dict()))
     with resolved.ignore_type():
-        for key in list(flat_keys(config)):
-            section, _, name = key.rpartition(".")
-            stem, _, unit = name.rpartition("_")
-            if unit in UNITS and stem in ("total", "warmup", "every", "keep_every"):
-                del resolved[section][name]
-                value = config[section][name]
-                steps = _steps(value, unit, config.data.batch_size, num_examples)
-                resolved[section][f"{stem}_steps"] = steps
+        for length in _lengths(config):
+            del resolved[length.section][length.key]
+            steps = length.steps(config.data.batch_size, num_examples)
+            resolved[length.section][f"{length.stem}_steps"] = steps
         resolved.model.image_size = image_size(config)
-        if config.optim.lr is None:
-            resolved.optim.lr = config.optim.base_lr * config.data.batch_size / 256
+        resolved.optim.lr = _peak_lr(config)
         if config.run.dtype == "auto":
             resolved.run.dtype = "float32" if platform == "cpu" else "bfloat16"
     return resolved
 
 
-def _steps(value: float, unit: str, batch_size: int, num_examples: int) -> int:
-    """An epoch is num_examples // batch_size steps, as with loaders that drop the last batch."""
-    if unit == "epochs":
-        return round(value * (num_examples // batch_size))
-    return round(value / batch_size if unit == "examples" else value)
+class Length(NamedTuple):
+    """A length or an interval of a run, such as ``schedule.total_epochs``."""
+
+    section: str
+    stem: str
+    unit: str
+    value: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.stem}_{self.unit}"
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.key} = {self.value:g}"
+
+    def steps(self, batch_size: int, num_examples: int) -> int:
+        """An epoch is num_examples // batch_size steps, as with loaders that drop the last batch."""
+        if self.unit == "epochs":
+            return round(self.value * (num_examples // batch_size))
+        return round(self.value / batch_size if self.unit == "examples" else self.value)
+
+
+def _lengths(config: ConfigDict) -> Iterator[Length]:
+    for section in ("schedule", "checkpoint", "log"):
+        for key, value in config[section].items():
+            stem, _, unit = key.rpartition("_")
+            if unit in UNITS and stem in BOUNDS[section]:
+                yield Length(section, stem, unit, value)
+
+
+def _length_problems(config: ConfigDict, num_examples: int | None) -> list[str]:
+    """Lengths below a step or beyond counting, and a warm-up that does not fit the run.
+
+    Without ``num_examples`` lengths in epochs are compared with one another only.
+    """
+    images, problems = config.data.batch_size, []
+    if images < 1:
+        return []
+    lengths = {f"{length.section}.{length.stem}": length for length in _lengths(config)}
+    known = [each for each in lengths.values() if num_examples or each.unit != "epochs"]
+    for length in known:
+        steps = length.steps(images, num_examples or 0)
+        if length.value > 0 and steps < 1:
+            shortest = f"{length.section}.{length.stem}_steps=1"
+            problems.append(f"{length}: is less than a step of {images} images; try {shortest}")
+        elif steps > MAX_STEPS:
+            problems.append(f"{length}: is more than {MAX_STEPS:,} steps; try fewer")
+    total, warmup = lengths["schedule.total"], lengths["schedule.warmup"]
+    if problems:
+        return problems
+    if total in known and warmup in known:
+        steps = total.steps(images, num_examples or 0)
+        fits = warmup.steps(images, num_examples or 0) < steps
+        fitting = f"warmup_steps={steps // 20}"
+    else:  # of the same unit, or not to be compared yet
+        fits = warmup.unit != total.unit or warmup.value < total.value
+        fitting = f"warmup_epochs={total.value / 20:g}"
+    if fits:
+        return []
+    return [
+        f"{warmup}: the warm-up is not shorter than the run of {total}; try "
+        f"--config.schedule.{fitting}, 5 % of the run"
+    ]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -367,8 +813,15 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of :func:`to_json`; lists become tuples as in recipes."""
-    return with_later_keys(ConfigDict(_tuples(json.loads(text))))
+    """The inverse of :func:`to_json`; lists become tuples as in recipes.
+
+    Raises:
+        ValueError: the text is no JSON object, or not of a config.
+    """
+    try:
+        return with_later_keys(ConfigDict(_tuples(parse_json(text.encode(), dict))))
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"is no config ({in_short(error)})") from None
 
 
 # Keys that configs saved earlier lack, with what such a config stands for.

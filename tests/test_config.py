@@ -1,9 +1,14 @@
 """Configs: overrides, mistakes, units, and every recipe."""
 
+import ast
+import math
+import re
+
 import jax
 import pytest
 import small
 from flax import nnx
+from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
 from nepa_jax.errors import UserError
@@ -76,10 +81,10 @@ def test_text_becomes_a_value_of_the_keys_type(key, text, value):
         ("optim.learning_rate", "1", "did you mean"),
         ("optim.beta1", "1", "did you mean optim.b1"),
         ("data.batch_sise", "8", "did you mean data.batch_size"),
-        ("data.batch_size", "many", "write a value of type int"),
-        ("data.batch_size", "1.5", "write a value of type int"),
-        ("data.flip", "1", "write a value of type bool"),
-        ("model.depth", "none", "write a value of type int"),
+        ("data.batch_size", "many", "write a whole number"),
+        ("data.batch_size", "1.5", "write a whole number"),
+        ("data.flip", "1", "write true or false"),
+        ("model.depth", "none", "write a whole number"),
     ],
 )
 def test_an_unknown_key_or_wrong_type_names_the_remedy(key, text, part):
@@ -111,7 +116,7 @@ def test_all_problems_are_listed_at_once():
         ({"model.mlp": "relu"}, "gelu or swiglu"),
         ({"data.crop_scale": "(0.5, 0.2)"}, "crop_scale"),
         ({"model.in_channels": "1"}, "one value per channel"),
-        ({"schedule.total_steps": "0"}, "positive"),
+        ({"schedule.total_steps": "0"}, "must be above 0"),
         ({"objective.mask_ratio": "1.5"}, "mask_ratio"),
         ({"objective.decoder_num_heads": "3"}, "decoder_num_heads"),
     ],
@@ -122,6 +127,121 @@ def test_values_that_cannot_work_are_refused(change, part):
     objective = load_objective(config.objective.name)
     with pytest.raises(UserError, match=part):
         configs.validate(config, objective.problems)
+
+
+NUMBERS = {
+    key: value
+    for key, value in configs.flat_keys(configs.base_config()).items()
+    if not isinstance(value, str | bool)
+}
+
+
+def refusal(key: str, value: object) -> str:
+    """What is said of a config that has this value."""
+    config = small.config("mae")
+    key = key if key in configs.flat_keys(config) else key.replace("_epochs", "_steps")
+    section, _, name = key.partition(".")
+    with config.ignore_type():
+        config[section][name] = value
+    with pytest.raises(UserError) as error:
+        configs.validate(config)
+    return str(error.value)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e30, -1e30])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_a_range_and_says_so_in_one_line(key, number):
+    default = NUMBERS[key]
+    whole = type(default) is int and math.isfinite(number)
+    value = int(number) if whole else number
+    text = refusal(key, (value,) * len(default) if isinstance(default, tuple) else value)
+    assert key.rpartition("_")[0] in text and ("must be" in text or "wrong type" in text)
+    assert "\n" not in text and len(text) < 250
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if not key.startswith("data.")])
+def test_a_bound_stands_in_the_table_and_its_own_example_is_good(key):
+    section, _, name = key.partition(".")
+    bounds = configs.BOUNDS[section]
+    bound = bounds.get(name) or bounds[name.rpartition("_")[0]]
+    example = ast.literal_eval(re.match(r"\(.*?\)|[^ ,;]+", bound.example).group())
+    assert bound.holds(example)
+    assert (None in bound.also) == (NUMBERS[key] is None)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("key", "text", "part"),
+    [
+        ("model.depth", "0", "at least 1"),
+        ("model.depth", "100000", "at most 1000"),
+        ("model.embed_dim", "65536", "billion parameters"),
+        ("model.mlp_ratio", "1e-9", "MLP without units"),
+        ("model.image_size", "(32, 32, 32)", "model.image_size = (32, 32, 32): wrong type"),
+        ("model.image_size", "2048", "patches"),
+        ("model.pixel_std", "('a', 'b', 'c')", "numbers in brackets"),
+        ("model.pixel_std", "(0, 0, 0)", "at least 0.001"),
+        ("log.profile_steps", "(9,)", "first, one after the last"),
+        ("log.profile_steps", "('a', 'b')", "whole numbers in brackets"),
+        ("log.watchdog_s", "1e-9", "0 for never"),
+        ("run.seed", "9" * 30, "4,294,967,295"),
+        ("schedule.final_lr", "0.5", "above the peak"),
+        ("checkpoint.keep_last", "0", "at least 1"),
+        ("checkpoint.keep_every_steps", "-1", "0 for none"),
+        ("checkpoint.every_examples", "3", "checkpoint.every_steps=1"),
+        ("schedule.total_steps", "0.2", "less than a step"),
+        ("schedule.total_steps", "1e11", "more than 2,147,483,647 steps"),
+        ("schedule.warmup_steps", "6", "schedule.warmup_steps=0"),
+        ("objective.name", "", "does not say what to learn"),
+        ("objective.name", ".mae", "no name of a module"),
+        ("objective.name", "mea", "nepa_jax.objectives.mae"),
+        ("objective.name", "nepa_jax.objectives.maee", "try nepa_jax.objectives.mae"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_built(key, text, part):
+    config = small.config("mae")
+    with pytest.raises(UserError) as error:
+        configs.apply_overrides(config, {key: text})
+        configs.validate(config)
+    line = str(error.value)
+    assert part in line and line.startswith("config: ") and "\n" not in line
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"schedule.total_epochs": "20"}, "schedule.warmup_epochs = 40"),  # of a recipe
+        ({"schedule.total_steps": "100"}, "--config.schedule.warmup_steps=5"),
+        ({"schedule.total_examples": "25600"}, "warmup_epochs"),
+        ({"schedule.total_epochs": "0.001"}, "schedule.total_steps=1"),
+        ({"log.every_epochs": "0.001"}, "log.every_steps=1"),
+        ({"checkpoint.keep_every_epochs": "0.001"}, "checkpoint.keep_every_steps=1"),
+    ],
+)
+def test_lengths_that_do_not_fit_the_set_are_told_once_its_size_is_known(change, part):
+    config = configs.load_config("configs/mae.py:Ti/16", {"data.batch_size": "256", **change})
+    with pytest.raises(UserError) as error:
+        configs.resolve(config, num_examples=2560, platform="cpu")
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_model_of_any_file_is_checked_by_the_same_rules():
+    config = small.config("nepa")
+    assert configs.model_problems(config) == []
+    with config.ignore_type():
+        config.model.mlp, config.model.norm_eps, config.run.dtype = "evil", "1e400", "int3"
+    del config.model["depth"]
+    problems = "\n".join(configs.model_problems(config))
+    for key in (
+        "model.mlp = evil",
+        "model.norm_eps = 1e400",
+        "model.depth is missing",
+        "run.dtype",
+    ):
+        assert key in problems
+    assert configs.model_problems(ConfigDict({"model": 5})) == ["model: there is no such section"]
 
 
 def test_a_resolved_config_survives_json_and_resolves_to_itself():

@@ -23,7 +23,7 @@ from nepa_jax.config import flat_keys
 from nepa_jax.distributed import say
 from nepa_jax.errors import UserError, in_short
 from nepa_jax.meta import Leaves, Meta, Provenance
-from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.objectives.base import Objective, saved_objective
 from nepa_jax.saved import (
     InTurn,
     Saved,
@@ -261,18 +261,23 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(path: str, *, ema: bool, step: int | None = None) -> Trained:
+def load_trained(
+    path: str, *, ema: bool, step: int | None = None, objective: str | None = None
+) -> Trained:
     """Weights of a run, raw or averaged, as NumPy arrays. Nothing in the workdir is changed.
 
     Args:
         path: a workdir, or one of its checkpoints ``WORKDIR/checkpoints/STEP``.
         ema: the averaged weights.
         step: of the checkpoint in a workdir; None: the newest sound one.
+        objective: a module of the user's own; see :func:`saved_objective`.
 
     Raises:
         UserError: no such checkpoint, none that is sound, or no average was kept.
     """
-    return from_newest_sound(path, step, lambda saved: _in_memory(open_trained(saved, ema)))
+    return from_newest_sound(
+        path, step, lambda saved: _in_memory(open_trained(saved, ema, objective))
+    )
 
 
 def from_newest_sound(path: str, step: int | None, read: Callable[[Saved], T]) -> T:
@@ -342,11 +347,11 @@ def workdir_of(path: str) -> epath.Path:
     return folder.parent.parent if is_checkpoint(folder) else folder
 
 
-def open_trained(saved: Saved, ema: bool) -> Trained:
+def open_trained(saved: Saved, ema: bool, chosen: str | None = None) -> Trained:
     """The weights of a checkpoint, which stay on disk: its leaves are :class:`SavedArray`.
 
     Raises:
-        UserError: no average was kept.
+        UserError: no average was kept, or the objective must be ``chosen`` by the user.
         Damaged: an array is not there.
     """
     meta = saved.meta()
@@ -356,7 +361,7 @@ def open_trained(saved: Saved, ema: bool) -> Trained:
             f"{saved.folder}: holds no average (its run has optim.ema_decay = none, or it was "
             "imported); leave out --ema"
         )
-    objective = load_objective(config.objective.name)
+    objective = saved_objective(config, str(saved.folder), chosen)
     shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
     leaves = saved.arrays_on_disk(meta, "ema" if ema else "model", named_leaves(shapes))
     return Trained(with_leaves(shapes, leaves), objective, meta.provenance, saved.step)

@@ -1,6 +1,10 @@
 """What an objective is, and the few things objectives share."""
 
 import importlib
+import re
+import reprlib
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +16,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, in_short
 from nepa_jax.models.vit import ViT
 
 Batch = dict[str, jax.Array]
@@ -58,27 +62,74 @@ class Objective(Protocol):
 
 
 REQUIRED = ("init_model", "loss", "encode", "describe")
+# What a file may make us import, of which the second is what an export without its head says.
+OURS = re.compile(r"nepa_jax\.objectives\.[a-z][a-z0-9_]*|nepa_jax\.export\.encoder")
 
 
 def load_objective(name: str) -> Objective:
-    """Imports an objective by its dotted module name.
+    """Imports an objective by the dotted module name in the user's own config.
 
     Raises:
-        UserError: no such module, or it lacks a required function.
+        UserError: no such module, it cannot be imported, or it lacks a required function.
     """
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(
+            f"objective.name = {reprlib.repr(name)}: is no dotted name of a module; "
+            "try nepa_jax.objectives.nepa"
+        )
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _cannot_import(name, error) from error
         raise UserError(
             f"objective.name = {name!r}: there is no such module; "
             "name one that can be imported, e.g. nepa_jax.objectives.nepa"
         ) from None
+    except Exception as error:  # whatever the code of its author raises
+        raise _cannot_import(name, error) from error
     missing = [function for function in REQUIRED if not hasattr(module, function)]
     if missing:
         raise UserError(f"objective.name = {name!r}: the module lacks {', '.join(missing)}")
     return module  # type: ignore[return-value]
+
+
+def saved_objective(config: ConfigDict, source: str, chosen: str | None = None) -> Objective:
+    """The objective that a config out of a file names, or the one that the user chose instead.
+
+    To import a module is to run it, and files come from anyone: a name in one is taken for modules
+    of this package, and for those that the user's own code or config has imported before.
+
+    Args:
+        config: gets the chosen name, so that nothing reads another one later.
+        source: the file, for the error.
+        chosen: a module that the user names.
+
+    Raises:
+        UserError: the file names another module, or as :func:`load_objective`.
+    """
+    found = config.get("objective")
+    name = found.get("name") if isinstance(found, ConfigDict) else None
+    if chosen is None and not (
+        isinstance(name, str) and (OURS.fullmatch(name) or name in sys.modules)
+    ):
+        raise UserError(
+            f"{source}: objective.name = {reprlib.repr(name)}: files may only name modules of "
+            "nepa_jax.objectives; if you trust this one, name it yourself: "
+            "--objective=NAME, or nepa_jax.load(path, objective=NAME)"
+        )
+    if chosen is not None:
+        config.objective = ConfigDict({**(found or {}), "name": chosen})
+    return load_objective(config.objective.name)
+
+
+def _cannot_import(name: str, error: Exception) -> UserError:
+    """With the line of its author's file that raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return UserError(
+        f"objective.name = {name!r}: cannot be imported: {in_short(error)} "
+        f"({place.filename}, line {place.lineno})"
+    )
 
 
 def after_update(objective: Objective, extra: Any, model: nnx.Module, step: jax.Array) -> Any:

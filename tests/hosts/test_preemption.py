@@ -1,0 +1,100 @@
+"""Asked to stop: the first notice is remembered, a second one ends the process as the signal would."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from nepa_jax.hosts.preemption import NOTICES, SAME_NOTICE_S, Preemption
+
+ALONE = """
+    import signal, sys, time
+    from nepa_jax.hosts.preemption import Preemption
+
+    with Preemption() as preemption:
+        print("ready", flush=True)
+        while not preemption.requested(0):
+            time.sleep(0.01)
+        print("noticed", flush=True)
+        time.sleep(60)
+"""
+
+
+def alone(*command: str) -> subprocess.Popen:
+    """A process that waits for a notice, its stderr in stdout."""
+    command = (*command, sys.executable, "-c", textwrap.dedent(ALONE))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("number", NOTICES)
+def test_a_notice_is_seen_and_a_second_one_ends_the_process(number):
+    process = alone()
+    try:
+        process.send_signal(number)
+        process.send_signal(number)  # to the group as well: the same notice
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert any(number.name in line and "a second one ends at once" in line for line in lines)
+        assert "noticed\n" in lines
+        time.sleep(SAME_NOTICE_S + 0.2)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(10) == -number
+    finally:
+        process.kill()
+
+
+@pytest.mark.trial
+def test_what_nohup_ignores_stays_ignored():
+    process = alone("nohup")
+    try:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert any("SIGTERM" in line for line in lines)
+        assert not any("SIGHUP" in line for line in lines)
+    finally:
+        process.kill()
+
+
+@pytest.mark.trial
+def test_a_terminal_that_is_gone_does_not_stop_the_save(tmp_path):
+    """After an ssh session dropped, every print would fail."""
+    script = textwrap.dedent("""
+        import os, pathlib, sys
+        from nepa_jax.hosts import preemption
+        os.close(2)  # as a terminal that is gone: writing fails
+        preemption._tell("x")
+        print("into nowhere", flush=True)
+        pathlib.Path(sys.argv[1]).write_text("saved")
+    """)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=True)
+    assert (tmp_path / "x").read_text() == "saved"
+
+
+def test_the_former_handlers_come_back():
+    former = {number: signal.getsignal(number) for number in NOTICES}
+    with Preemption() as preemption:
+        assert all(signal.getsignal(number) != former[number] for number in NOTICES)
+        assert not preemption.requested(0)
+    assert {number: signal.getsignal(number) for number in NOTICES} == former
+
+
+def test_another_thread_may_ask_too():
+    asked = []
+
+    def ask() -> None:
+        with Preemption() as preemption:
+            asked.append(preemption.requested(0))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert asked == [False]

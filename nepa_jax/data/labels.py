@@ -1,12 +1,20 @@
-"""The classes of images that no folder spells: a two-column file, or ImageNet's devkit."""
+"""The classes of images that no folder spells: a table of file names, or ImageNet's devkit."""
 
+import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from nepa_jax.data.archives import File, open_files
-from nepa_jax.data.listing import Listing
+from nepa_jax.data.archives import open_files
+from nepa_jax.data.classes import are_ids, in_order, normal
+from nepa_jax.data.columns import LABEL_COLUMNS, NAME_COLUMNS, plain
+from nepa_jax.data.left_out import LeftOut
+from nepa_jax.data.listing import IMAGE_SUFFIXES, Example, Listing
+from nepa_jax.data.members import File
+from nepa_jax.data.progress import warn
+from nepa_jax.data.tables import read_table
 from nepa_jax.errors import UserError
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -16,54 +24,321 @@ IMAGENET_CLASSES = 1000
 IMAGENET_TRAIN = 1_281_167
 IMAGENET_VALIDATION_PER_CLASS = 50
 
+NO_LABEL = ("", "nan", "null", "\\n", "<na>", "#n/a")
 
-def read_labels(path: Path, scratch: Path) -> Mapping[str, str]:
-    """The class name of each file name.
+UNLABELLED = "images that --labels has no class for"
+UNUSED = "lines of --labels for images that are not there"
+NULL = "lines of --labels without a class"
 
-    `path` is a text file with a file name and a class in each line, or ImageNet's devkit
-    (ILSVRC2012_devkit_t12, as a folder or a .tar.gz) for the validation images.
+NAMED = 3
 
-    Raises UserError if it is neither.
+Parts = tuple[str, ...]
+Rows = Mapping[Parts, str]  # the class, by the parts of the path
+
+
+def by_labels(
+    images: Sequence[File], labels: Path, source: Path, scratch: Path, left_out: LeftOut
+) -> Listing:
+    """The images with the classes that a file has for them.
+
+    labels: a table with the paths or names of images and their classes (commas, tabs or spaces,
+      with names of the columns or without; Kaggle's and Tiny ImageNet's among them), or
+      ImageNet's devkit (ILSVRC2012_devkit_t12, as a folder or a .tar.gz) for the validation
+      images.
+
+    A line is for the image whose path ends in its path. `left_out` is told the images without a
+    class and the classes without an image.
+
+    Raises UserError if `labels` is neither, has two classes for an image, one line for two
+    images, or no class for most of them.
     """
-    if not path.exists():
-        raise UserError(f"--labels={path} does not exist: give a two-column file or the devkit")
-    if path.is_file() and path.suffix in ("", ".txt", ".csv", ".tsv"):
-        return _two_columns(path)
+    rows = _read_rows(labels, images, scratch, left_out)
+    found = _matched(rows, images, source)
+    if 2 * len(found) <= len(images):
+        missing = next(image.path for image in images if image.path not in found)
+        raise UserError(
+            f"--labels has no class for {len(images) - len(found)} of {len(images)} images of "
+            f"{source}, such as {missing}: give the file that lists them, with their names or "
+            "paths in one column"
+        )
+    for image in images:
+        if image.path not in found:
+            left_out.add(UNLABELLED, image.path)
+    used = set(found.values())
+    for row in rows:
+        if row not in used:
+            left_out.add(UNUSED, "/".join(row))
+    classes = {path: rows[row] for path, row in found.items()}
+    _check_classes(list(classes.values()), labels)
+    names = in_order(classes.values())
+    numbers = {name: label for label, name in enumerate(names)}
+    examples = [
+        Example(f"{name}/{'/'.join(image.parts)}", numbers[name], image.size, image.read)
+        for image in images
+        if (name := classes.get(image.path)) is not None
+    ]
+    return Listing(examples, names, left_out)
+
+
+def _read_rows(labels: Path, images: Sequence[File], scratch: Path, left_out: LeftOut) -> Rows:
+    if not labels.exists():
+        raise UserError(
+            f"--labels={labels} does not exist: give a table of file names and classes, or the "
+            "devkit"
+        )
+    if labels.is_dir() or labels.suffix in (".gz", ".tgz", ".tar", ".zip"):
+        return _validation_rows(labels, scratch)
+    table = read_table(labels, left_out)
+    rows: dict[Parts, str] = {}
+    doubled: dict[str, set[str]] = {}
+    for name, label in _pairs(table, images, labels):
+        if label is None:
+            left_out.add(NULL, name)
+        elif rows.setdefault(_parts(name), label) != label:
+            doubled.setdefault(name, {rows[_parts(name)]}).add(label)
+    if doubled:
+        name, both = next(iter(doubled.items()))
+        raise UserError(
+            f"--labels={labels} has several classes for {len(doubled)} images, such as {name} "
+            f"({', '.join(sorted(both))}): leave one line for each, with its path if several "
+            "folders hold the name"
+        )
+    return rows
+
+
+def _pairs(
+    table: Sequence[Sequence[str]], images: Sequence[File], labels: Path
+) -> Iterator[tuple[str, str | None]]:
+    """The name and the class of each row; None, where it has no class."""
+    names = _name_column(table, images)
+    head = list(map(plain, table[0]))
+    has_head = _is_head(table, head, names, images)
+    column = _label_column(table, head if has_head else [], names, labels)
+    rows = table[1:] if has_head else table
+    values = [row[column] for row in rows]
+    if has_head and head[column] == "predictionstring":  # a class and a box, for each object
+        values = [value.partition(" ")[0] for value in values]
+    for row, value in zip(rows, _class_names(values, labels), strict=True):
+        yield row[names], value
+
+
+def _name_column(table: Sequence[Sequence[str]], images: Sequence[File]) -> int:
+    """The column that names the most images, with their suffixes or without."""
+    exact = {_parts(image.path)[-1:] for image in images}
+    loose = set(map(_loose, exact))
+
+    def images_named(column: int) -> tuple[int, int]:
+        named = {_parts(row[column])[-1:] for row in table}
+        return len(named & exact), len(set(map(_loose, named)) & loose)
+
+    return max(range(len(table[0])), key=images_named)
+
+
+def _is_head(
+    table: Sequence[Sequence[str]], head: Sequence[str], names: int, images: Sequence[File]
+) -> bool:
+    """Whether the first row names the columns: by words for them, where an image would be named."""
+    first = table[0][names]
+    known = {_loose_name(_parts(image.path)) for image in images}
+    if _suffix(first) or _loose_name(_parts(first)) in known:
+        return False
+    words = {*NAME_COLUMNS, *LABEL_COLUMNS}
+    return not words.isdisjoint(head) or all(_suffix(row[names]) for row in table[1:])
+
+
+def _label_column(
+    table: Sequence[Sequence[str]], head: Sequence[str], names: int, labels: Path
+) -> int:
+    width = len(table[0])
+    if known := [word for word in LABEL_COLUMNS if word in head and head.index(word) != names]:
+        column = head.index(known[0])
+        if width > 2:
+            warn(f"classes are read from the column {table[0][column]!r} of {labels}")
+        return column
+    if width == 2:
+        return 1 - names
+    if width > 2 and not head and _are_boxes(table, names):
+        return names + 1
+    raise UserError(
+        f"--labels={labels} has lines such as {' '.join(table[0])[:100]!r} (columns: {width}): write "
+        "the file name and the class, or name the columns in the first line, as `image,label` does"
+    )
+
+
+def _are_boxes(table: Sequence[Sequence[str]], names: int) -> bool:
+    """Whether a class follows the name, and only numbers follow it, as in Tiny ImageNet's."""
+    after = [row[names + 1 :] for row in table]
+    numbers = all(_is_number(cell) for cells in after for cell in cells[1:])
+    return names == 0 and numbers and not any(_is_number(cells[0]) for cells in after)
+
+
+def _class_names(values: Sequence[str], labels: Path) -> list[str | None]:
+    """One form for each class: 3 for 3.0, composed characters; None for no class."""
+    known = [value for value in values if value.lower() not in NO_LABEL]
+    if known and all(_is_number(value) for value in known):
+        if odd := [value for value in known if float(value) != round(float(value))]:
+            raise UserError(
+                f"--labels={labels} has the class {odd[0]}: give whole numbers or names, as "
+                "classes are"
+            )
+        return [_number_name(value) for value in values]
+    if lists := [value for value in known if value.startswith("[") and value.endswith("]")]:
+        raise UserError(
+            f"--labels={labels} has several classes for an image ({lists[0][:80]}): leave one "
+            "for each, or prepare the images without --labels"
+        )
+    return [None if value.lower() in NO_LABEL else normal(value) for value in values]
+
+
+def _number_name(value: str) -> str | None:
+    if value.lower() in NO_LABEL or float(value) < 0:  # -1 is for no class
+        return None
+    return value if value.isdigit() else str(int(float(value)))
+
+
+def _check_classes(values: Sequence[str], labels: Path) -> None:
+    if are_ids(values):
+        raise UserError(
+            f"--labels={labels} has {len(set(values))} classes, such as {values[0]}, for "
+            f"{len(values)} images: name the column with the classes `label` in the first line"
+        )
+
+
+def _matched(rows: Rows, images: Sequence[File], source: Path) -> Mapping[str, Parts]:
+    """The row of each image that has one, by the path of the image."""
+    root = source.absolute().parts
+    if not source.is_dir():  # an archive counts as a folder
+        root = (*root[:-1], root[-1].partition(".")[0])
+    paths = {image.path: _parts("/".join((*root, image.path))) for image in images}
+    found: dict[str, Parts] = {}
+    shared = len(os.path.commonprefix([row[:-1] for row in rows]))  # noqa: RUF071 (of parts)
+    for skipped, key in ((0, tuple), (0, _loose), (shared, _loose)):
+        keys = _keys(rows, set(found.values()), lambda row, n=skipped, key=key: key(row[n:]))
+        if skipped:  # names alone come last
+            keys = {end: row for end, row in keys.items() if len(end) > 1}
+        found |= _same_ends(keys, _without(paths, found), key)
+    return found | _same_names(
+        _keys(rows, set(found.values()), _loose_name), _without(paths, found), source
+    )
+
+
+def _without(paths: Mapping[str, Parts], found: Mapping[str, Parts]) -> Mapping[str, Parts]:
+    return {path: parts for path, parts in paths.items() if path not in found}
+
+
+def _keys(rows: Rows, used: set[Parts], key: Callable[[Parts], Parts]) -> Mapping[Parts, Parts]:
+    """The rows that are not used yet, by a key; none of those that share a key, and no class."""
+    keys: dict[Parts, Parts] = {}
+    doubtful = set()
+    for row in rows.keys() - used:
+        if rows[keys.setdefault(key(row), row)] != rows[row]:
+            doubtful.add(key(row))
+    return {end: row for end, row in keys.items() if end not in doubtful}
+
+
+def _same_ends(
+    rows: Mapping[Parts, Parts], paths: Mapping[str, Parts], key: Callable[[Parts], Parts]
+) -> dict[str, Parts]:
+    """The longest row that each path ends in. Raises UserError if several paths end in it."""
+    longest = max(map(len, rows), default=0)
+    found: dict[str, Parts] = {}
+    for path, parts in paths.items():
+        whole = key(parts)
+        ends = (whole[-n:] for n in range(min(longest, len(whole)), 0, -1))
+        if end := next((end for end in ends if end in rows), None):
+            found[path] = rows[end]
+    _check_unique(found)
+    return found
+
+
+def _same_names(
+    rows: Mapping[Parts, Parts], paths: Mapping[str, Parts], source: Path
+) -> dict[str, Parts]:
+    """Rows and paths with the same name in other folders, if one path has it."""
+    counts = Counter(map(_loose_name, paths.values()))
+    found = {
+        path: rows[name]
+        for path, parts in paths.items()
+        if counts[name := _loose_name(parts)] == 1 and name in rows
+    }
+    if found:
+        path, row = next(iter(found.items()))
+        warn(
+            f"{len(found)} images of {source} are labelled by their names alone: --labels has "
+            f"them in other folders, such as {'/'.join(row)} for {path}"
+        )
+    return found
+
+
+def _check_unique(found: Mapping[str, Parts]) -> None:
+    first: dict[Parts, str] = {}
+    for path, row in found.items():
+        if (other := first.setdefault(row, path)) != path:
+            raise UserError(
+                f"--labels has one line {'/'.join(row)} for two images, {other} and {path}: "
+                "write their paths into it"
+            )
+
+
+def _parts(name: str) -> Parts:
+    """The folders and the file of a path, as any system writes it."""
+    parts = normal(name).replace("\\", "/").split("/")
+    return tuple(part for part in parts if part not in ("", ".", ".."))
+
+
+def _suffix(name: str) -> str:
+    """The suffix of an image's name; none, if it has another or none."""
+    dot = name.rfind(".")
+    return name[dot:] if dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES else ""
+
+
+def _loose(path: Parts) -> Parts:
+    """A path without the suffix of an image, in any case."""
+    if not path:
+        return ()
+    name = path[-1].removesuffix(_suffix(path[-1]))
+    return tuple(part.casefold() for part in (*path[:-1], name))
+
+
+def _loose_name(path: Parts) -> Parts:
+    return _loose(path[-1:])
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", text, re.IGNORECASE) is not None
+
+
+def _validation_rows(path: Path, scratch: Path) -> Rows:
+    """Line k of the ground truth is the devkit's own number of the class of image k."""
     with open_files(path, scratch) as files:
         found = {file.parts[-1]: file for file in files}
         if not {META, GROUND_TRUTH} <= found.keys():
-            raise UserError(f"--labels={path} holds no {META} and {GROUND_TRUTH}: give the devkit")
-        return _validation_labels(found[META], found[GROUND_TRUTH], path)
-
-
-def _two_columns(path: Path) -> Mapping[str, str]:
-    lines = path.read_text().replace(",", " ").splitlines()
-    rows = [line.split() for line in lines if line.strip()]
-    wrong = [row for row in rows if len(row) != 2]
-    if wrong or not rows:
-        text = " ".join(wrong[0]) if wrong else "nothing"
-        raise UserError(f"--labels={path} has a line {text!r}: write `FILE_NAME CLASS` in each")
-    return {Path(name).name: label for name, label in rows}
-
-
-def _validation_labels(meta: File, truth: File, path: Path) -> Mapping[str, str]:
-    """Line k of the ground truth is the devkit's own number of the class of image k."""
-    wnids = _wnids(meta.read())
-    numbers = truth.read().split()
-    unknown = [number for number in numbers if int(number) not in wnids]
+            raise UserError(
+                f"--labels={path} holds no {META} and {GROUND_TRUTH}: give the devkit, or a table"
+            )
+        wnids = _wnids(found[META].read(), path)
+        numbers = found[GROUND_TRUTH].read().split()
+    unknown = [number for number in numbers if not number.isdigit() or int(number) not in wnids]
     if unknown:
-        raise UserError(f"{GROUND_TRUTH} of {path} has a class {unknown[0]} that {META} has not")
+        raise UserError(
+            f"{GROUND_TRUTH} of {path} has a class {unknown[0][:80]!r} that {META} has not"
+        )
     return {
-        f"ILSVRC2012_val_{k:08d}.JPEG": wnids[int(number)] for k, number in enumerate(numbers, 1)
+        (f"ILSVRC2012_val_{k:08d}.JPEG",): wnids[int(number)] for k, number in enumerate(numbers, 1)
     }
 
 
-def _wnids(meta: bytes) -> Mapping[int, str]:
-    from scipy.io import loadmat  # slow to import, and needed here alone
-
-    synsets = loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=True)["synsets"]
-    numbers, names = synsets["ILSVRC2012_ID"], synsets["WNID"]
-    return {int(number): str(name) for number, name in zip(numbers, names, strict=True)}
+def _wnids(meta: bytes, path: Path) -> Mapping[int, str]:
+    try:
+        from scipy.io import loadmat  # slow to import, and needed here alone
+    except ImportError as error:
+        raise UserError(f"{META} of {path} needs scipy: pip install scipy") from error
+    try:
+        synsets = loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=True)["synsets"]
+        numbers, names = synsets["ILSVRC2012_ID"], synsets["WNID"]
+        return {int(number): str(name) for number, name in zip(numbers, names, strict=True)}
+    except Exception as error:  # of a damaged file scipy raises many kinds
+        raise UserError(f"{META} of {path} is damaged: fetch the devkit again") from error
 
 
 def imagenet_problems(listing: Listing, split: str) -> Sequence[str]:

@@ -1,77 +1,216 @@
-"""Hugging Face parquet shards: columns image {bytes, path} and, unless unlabelled, label."""
+"""Hugging Face parquet files: images as {bytes, path} or bytes and, unless unlabelled, classes."""
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nepa_jax.data.listing import Example, Listing
-from nepa_jax.data.progress import progress
-from nepa_jax.errors import UserError
+from nepa_jax.base.text import parse_json
+from nepa_jax.data.classes import are_ids, in_order, normal
+from nepa_jax.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, first_of
+from nepa_jax.data.left_out import LeftOut
+from nepa_jax.data.listing import IMAGE_SUFFIXES, LARGE, MAX_BYTES, Example, Listing
+from nepa_jax.data.progress import progress, warn
+from nepa_jax.data.splits import same_split, split_of
+from nepa_jax.errors import UserError, in_short
 
 if TYPE_CHECKING:
     import pyarrow.parquet
 
-SUFFIX = ".parquet"
+SUFFIXES = (".parquet", ".parq", ".pq")
+MAGIC = b"PAR1"
 ROWS = 64  # decoded at a time
+LOOKED_AT = 4  # parquet files, to see whether they have images
+MAX_NUMBER = 100_000  # of a class; larger ones are names
+# train-00000-of-00002, train-00000-of-00002-0123456789abcdef, train_0, 0000, part-0
+SHARD = re.compile(r"(?:(.*?)[-_.])?(\d+)(?:-of-(\d+))?(?:-[0-9a-f]{8,})?", re.IGNORECASE)
+# Folders that say nothing of what is in them; any other is a subset (a "config").
+NEUTRAL = frozenset(("", "data", "dataset", "parquet", "parquets", "refs", "convert"))
+
+UNNAMED = "parquet files that are named after no split, beside those that are"
+DAMAGED_FILES = "parquet files that are damaged (fetch them again)"
+DAMAGED_ROWS = "rows in damaged parts of parquet files (fetch them again)"
+OTHER_FILES = "parquet files with other columns, or other names of the classes, than the first"
+MISSING = "parquet files that are missing (fetch them)"
+NO_IMAGE = "rows without an image"
+PATHS = "rows with the path of an image, without its bytes"
+UNLABELLED = "rows without a label"
+OUTSIDE = "rows with a label that has no class name"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, as it lies in the copy."""
+
+    name: str
+    label: Any
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a file that count, and the class names by number, if it has some."""
+
+    image: str
+    label: str | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, and what its path says: the subset, the split, and which shard of how many."""
+
+    file: Path
+    subset: str
+    split: str | None
+    shard: int | None
+    of: int | None = field(default=None)
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether `path` is a parquet file, or a folder with some in it."""
-    if path.is_dir():
-        return next(path.rglob(f"*{SUFFIX}"), None) is not None
-    return path.suffix == SUFFIX
+    """Whether `path` is a parquet file, or a folder of some: one that holds images only in them."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            return path.suffix.lower() in SUFFIXES or file.read(len(MAGIC)) == MAGIC
+    files = _parquet_files(path)
+    if not files or not _has_images(path):
+        return bool(files)
+    return any(_holds_images(file) for file in files[:LOOKED_AT])
 
 
 @contextmanager
 def open_parquet(path: Path, split: str, scratch: Path) -> Iterator[Listing]:
-    """The examples of `split`: of the files named SPLIT-..., or of all if none is named so.
+    """The examples of `split`, which the names of files or their folders spell; of all files, if
+    they spell none.
 
     Rows can only be read in runs, and records are written in another order: the images are first
     copied, one after the other, to a file in `scratch`, which takes the room of the images again.
 
-    Raises UserError if pyarrow is missing, a file is damaged, or the columns are others.
+    Raises UserError if pyarrow is missing, there is no such split, there are several subsets, no
+    file can be read, or the columns are others.
     """
-    files = _files(path, split)
-    shards = [_open(file) for file in files]
-    names = _class_names(shards[0])
+    left_out = LeftOut()
+    files = _files(path, split, left_out)
+    shards = _open_all(files, left_out)
+    schema = _schema(next(iter(shards.values())), next(iter(shards)))
     with open(scratch / "source.images", "w+b") as images:
         rows = [
-            (f"{file.stem}/{row}", *found)
-            for file, shard in progress(zip(files, shards, strict=True), len(files), "reading")
-            for row, found in enumerate(_copy(shard, file, images))
+            row
+            for file, shard in progress(shards.items(), len(shards), "reading")
+            for row in _copy(shard, file, schema, images, left_out)
         ]
         images.flush()
-        labels = [label for _, label, *_ in rows]
-        classes = _classes(labels, names)
-        known = {name: number for number, name in enumerate(classes)}
-        yield Listing(
-            [
-                Example(
-                    name if not image_path else f"{name}/{image_path}",
-                    known.get(label, label) if classes else None,
-                    size,
-                    partial(os.pread, images.fileno(), size, offset),
-                )
-                for name, label, image_path, size, offset in rows
-            ],
-            classes,
+        if not rows:
+            raise UserError(
+                f"{path} holds no image bytes, only paths: embed the images in it"
+                if PATHS in left_out.counts
+                else f"no images in {path} ({'; '.join(left_out.lines()) or 'no rows'})"
+            )
+        labels, classes = _classes([row.label for row in rows], schema, path)
+        examples = [
+            Example(row.name, label, row.size, _reader(images, row))
+            for row, label in zip(rows, labels, strict=True)
+            if _is_labelled(row.name, label, classes, left_out)
+        ]
+        yield Listing(examples, classes, left_out)
+
+
+def _reader(images: BinaryIO, row: Row) -> partial[bytes]:
+    return partial(os.pread, images.fileno(), row.size, row.offset)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files that are not hidden, each folder once."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    return sorted(file for file in _walk(root) if file.suffix.lower() in SUFFIXES)
+
+
+def _has_images(root: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in _walk(root))
+
+
+def _holds_images(file: Path) -> bool:
+    """Whether a file has images; not, if it cannot be known."""
+    try:
+        _schema(_open(file), file)
+    except (UserError, ValueError):
+        return False
+    return True
+
+
+def _files(path: Path, split: str, left_out: LeftOut) -> Sequence[Path]:
+    """The files of a split, in order."""
+    if path.is_file():
+        return [path]
+    parts = [_part(file, path) for file in _parquet_files(path)]
+    named = [part for part in parts if part.split]
+    chosen = named or parts
+    for part in parts if named else ():
+        if not part.split:
+            left_out.add(UNNAMED, str(part.file))
+    splits = sorted({part.split for part in named if part.split})
+    if splits:
+        wanted = same_split(splits, split)
+        if len(wanted) != 1:
+            words = "more than one set of files for" if wanted else "no"
+            raise UserError(f"{path} has {words} split {split!r}: choose --split from {splits}")
+        if wanted != [split]:
+            warn(f"split {split!r} is read from {wanted[0]}")
+        chosen = [part for part in named if part.split == wanted[0]]
+    _check_subsets(chosen, path)
+    _check_shards(chosen, path, left_out)
+    return [part.file for part in chosen]
+
+
+def _part(file: Path, root: Path) -> Part:
+    stem, folders = file.name[: -len(file.suffix)], list(file.relative_to(root).parts[:-1])
+    found = SHARD.fullmatch(stem)
+    prefix, shard, of = found.groups() if found else (stem, None, None)
+    number, total = int(shard) if shard else None, int(of) if of else None
+    if prefix and (of or split_of(prefix)):  # any word, where it is of the hub's form
+        return Part(file, _subset(folders), prefix, number, total)
+    if split_of(stem):  # train2017
+        return Part(file, _subset(folders), stem, None)
+    if inner := next((name for name in reversed(folders) if split_of(name)), None):
+        folders.remove(inner)
+        return Part(file, _subset(folders), inner, number, total)
+    return Part(file, _subset(folders), None, number, total)
+
+
+def _subset(folders: Sequence[str]) -> str:
+    return "/".join(name for name in folders if name.lower() not in NEUTRAL)
+
+
+def _check_subsets(parts: Sequence[Part], path: Path) -> None:
+    if len(subsets := sorted({part.subset for part in parts})) > 1:
+        names = ", ".join(name or "files in no folder" for name in subsets)
+        raise UserError(
+            f"{path} has {len(subsets)} subsets side by side ({names}): give one of them as the "
+            "source, or put the files into one folder if they are one"
         )
 
 
-def _files(path: Path, split: str) -> Sequence[Path]:
-    if path.is_file():
-        return [path]
-    files = sorted(path.rglob(f"*{SUFFIX}"))
-    named = {file.stem.split("-")[0] for file in files if "-of-" in file.stem}
-    if not named:
-        return files
-    if split not in named:
-        raise UserError(f"{path} has no split {split!r}: choose --split from {sorted(named)}")
-    return [file for file in files if file.stem.startswith(f"{split}-")]
+def _check_shards(parts: Sequence[Part], path: Path, left_out: LeftOut) -> None:
+    """Raises UserError if files of two uploads lie beside each other; tells what is missing."""
+    totals = {part.of for part in parts}
+    if len(totals) > 1:
+        names = ", ".join(sorted(part.file.name for part in parts)[:3])
+        raise UserError(
+            f"{path} has files of several uploads of a split ({names}, ...): leave those of one"
+        )
+    for total in totals - {None}:
+        for number in sorted(set(range(total)) - {part.shard for part in parts}):
+            left_out.add(MISSING, f"{parts[0].split}-{number:05d}-of-{total:05d}")
 
 
 def _open(file: Path) -> "pyarrow.parquet.ParquetFile":
@@ -80,51 +219,205 @@ def _open(file: Path) -> "pyarrow.parquet.ParquetFile":
     except ImportError as error:
         raise UserError("parquet files need pyarrow: pip install 'nepa-jax[parquet]'") from error
     try:
-        shard = pyarrow.parquet.ParquetFile(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file} is no parquet file ({error}): fetch it again") from error
-    columns = set(shard.schema_arrow.names)
-    if "image" not in columns:
-        raise UserError(f"{file} has the columns {sorted(columns)}: one must be named image")
-    return shard
+        return pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        raise ValueError(in_short(error)) from error
+    except OSError as error:
+        if error.errno:  # of the system; pyarrow's own have no number
+            raise
+        raise ValueError(in_short(error)) from error
+
+
+def _open_all(
+    files: Sequence[Path], left_out: LeftOut
+) -> Mapping[Path, "pyarrow.parquet.ParquetFile"]:
+    """The files that can be opened and are like the first of them."""
+    shards: dict[Path, pyarrow.parquet.ParquetFile] = {}
+    first, reason = None, ""
+    for file in files:
+        try:
+            shard = _open(file)
+        except ValueError as error:
+            reason = reason or str(error)
+            left_out.add(DAMAGED_FILES, str(file))
+            continue
+        first = first or _schema(shard, file)
+        if first == _schema_or_none(shard, file):
+            shards[file] = shard
+        else:
+            left_out.add(OTHER_FILES, str(file))
+    if not shards:
+        raise UserError(f"{files[0]} is no parquet file ({reason}): fetch it again")
+    return shards
+
+
+def _schema_or_none(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema | None:
+    try:
+        return _schema(shard, file)
+    except UserError:
+        return None
+
+
+def _schema(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema:
+    """Raises UserError if there is no column of images, or none of several can be chosen."""
+    schema = shard.schema_arrow
+    features = _features(schema.metadata)
+    image = _image_column(schema, features, file)
+    others = [name for name in schema.names if name != image]
+    classed = [name for name in others if _feature(features, name).get("_type") == "ClassLabel"]
+    label = first_of(LABEL_COLUMNS, others) or (classed[0] if classed else None)
+    found = _feature(features, label).get("names") if label else None
+    names = found if isinstance(found, list) and all(isinstance(n, str) for n in found) else []
+    return Schema(image, label, tuple(map(normal, names)))
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """What Hugging Face has written about the columns; nothing, if it is not of their form."""
+    try:
+        found = parse_json((metadata or {}).get(b"huggingface", b"{}"), dict)
+        found = found.get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _feature(features: Mapping[str, Any], column: str) -> Mapping[str, Any]:
+    found = features.get(column)
+    return found if isinstance(found, dict) else {}
+
+
+def _image_column(schema: "pyarrow.Schema", features: Mapping[str, Any], file: Path) -> str:
+    found = [name for name in schema.names if _can_be_image(schema.field(name).type)]
+    typed = [name for name in found if _feature(features, name).get("_type") == "Image"]
+    column = first_of(IMAGE_COLUMNS, found)
+    if column is None and len(typed or found) == 1:
+        column = (typed or found)[0]
+    if column is not None:
+        return column
+    named = first_of(IMAGE_COLUMNS, schema.names)
+    if named is not None and not found:
+        raise UserError(
+            f"{file} holds in {named!r} no image bytes, only paths or other values "
+            f"({schema.field(named).type}): embed the images in it"
+        )
+    raise UserError(
+        f"{file} has the columns {sorted(schema.names)}: one must be named image, and hold bytes"
+    )
+
+
+def _can_be_image(kind: Any) -> bool:
+    """Whether a type is of bytes, or of a struct with bytes."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        names = [kind.field(n).name for n in range(kind.num_fields)]
+        return "bytes" in names and (
+            _can_be_image(kind.field(names.index("bytes")).type)
+            or types.is_null(kind.field(names.index("bytes")).type)
+        )
+    return types.is_binary(kind) or types.is_large_binary(kind) or "binary_view" in str(kind)
 
 
 def _copy(
-    shard: "pyarrow.parquet.ParquetFile", file: Path, images: Any
-) -> Iterator[tuple[Any, str | None, int, int]]:
-    """Appends the images to a file: (label, path, size, offset) of each."""
-    columns = [name for name in ("image", "label") if name in shard.schema_arrow.names]
-    try:
-        for batch in shard.iter_batches(ROWS, columns=columns):
-            for row in batch.to_pylist():
-                yield row.get("label"), *_append(row["image"], file, images)
-    except OSError as error:
-        if error.errno:  # of the system, such as a full disk; pyarrow's own have no number
-            raise
-        raise UserError(f"{file} is damaged ({error}): fetch it again") from error
+    shard: "pyarrow.parquet.ParquetFile",
+    file: Path,
+    schema: Schema,
+    images: BinaryIO,
+    left_out: LeftOut,
+) -> Iterator[Row]:
+    """Appends the images of a file to the copy."""
+    for number, (image, label) in _values(shard, file, schema, left_out):
+        name = f"{file.stem}/{number}"
+        data, path = (
+            (image.get("bytes"), image.get("path"))
+            if isinstance(image, dict)
+            else (
+                image,
+                None,
+            )
+        )
+        if not data:
+            left_out.add(PATHS if path else NO_IMAGE, name)
+        elif len(data) > MAX_BYTES:
+            left_out.add(LARGE, name)
+        else:
+            offset = images.tell()
+            images.write(data)
+            name = f"{name}/{path}" if isinstance(path, str) and path else name
+            yield Row(name, label, len(data), offset)
 
 
-def _append(image: Any, file: Path, images: Any) -> tuple[str | None, int, int]:
-    data = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(data, bytes):
-        raise UserError(f"{file} holds no image bytes, only paths: embed the images in it")
-    offset = images.tell()
-    images.write(data)
-    return (image.get("path") if isinstance(image, dict) else None), len(data), offset
+def _values(
+    shard: "pyarrow.parquet.ParquetFile", file: Path, schema: Schema, left_out: LeftOut
+) -> Iterator[tuple[int, tuple[Any, Any]]]:
+    """The image and the label of each row, with its number; what is damaged is left out."""
+    import pyarrow
+
+    columns = [schema.image, schema.label] if schema.label else [schema.image]
+    end = 0
+    for group in range(shard.num_row_groups):
+        number, end = end, end + shard.metadata.row_group(group).num_rows
+        try:
+            for batch in shard.iter_batches(ROWS, row_groups=[group], columns=columns):
+                for row in batch.to_pylist():
+                    yield number, (row[schema.image], row.get(schema.label))
+                    number += 1
+        except (OSError, pyarrow.ArrowException, UnicodeError) as error:
+            if getattr(error, "errno", None):  # of the system, such as a full disk
+                raise
+            left_out.add(DAMAGED_ROWS, f"{file} from row {number}", end - number)
 
 
-def _class_names(shard: "pyarrow.parquet.ParquetFile") -> tuple[str, ...]:
-    """The names that the Hugging Face metadata gives to the numbers in `label`; else none."""
-    metadata = (shard.schema_arrow.metadata or {}).get(b"huggingface")
-    features = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
-    return tuple(features.get("label", {}).get("names") or ())
+def _is_labelled(name: str, label: int | None, classes: Sequence[str], left_out: LeftOut) -> bool:
+    """Whether a row of a labelled set has a label that is one."""
+    if not classes or (label is not None and 0 <= label < len(classes)):
+        return True
+    left_out.add(UNLABELLED if label is None else OUTSIDE, name)
+    return False
 
 
-def _classes(labels: Sequence[Any], names: tuple[str, ...]) -> tuple[str, ...]:
-    if all(label in (None, -1) for label in labels):
-        return ()
-    if names:
-        return names
-    if isinstance(labels[0], str):
-        return tuple(sorted(set(labels)))
-    return tuple(str(number) for number in range(max(labels) + 1))
+def _classes(
+    values: Sequence[Any], schema: Schema, path: Path
+) -> tuple[Sequence[int | None], tuple[str, ...]]:
+    """The label of each row, and the class names; no names, if the rows have no labels."""
+    found = [_plain(value, schema, path) for value in values]
+    known = [value for value in found if value is not None]
+    if not known:
+        return [None] * len(found), ()
+    if schema.names and all(isinstance(value, int) for value in known):
+        return found, schema.names
+    if all(isinstance(value, int) for value in known) and max(known) < MAX_NUMBER:
+        return found, tuple(map(str, range(max(known) + 1)))
+    texts = [None if value is None else str(value) for value in found]
+    if are_ids([text for text in texts if text is not None]):
+        warn(
+            f"{schema.label!r} of {path} has nearly as many values as there are images, such as "
+            f"{known[0]}: it is not taken for a class, and the images are unlabelled"
+        )
+        return [None] * len(found), ()
+    classes = in_order(text for text in texts if text is not None)
+    places = {name: label for label, name in enumerate(classes)}
+    return [None if text is None else places[text] for text in texts], classes
+
+
+def _plain(value: Any, schema: Schema, path: Path) -> int | str | None:
+    """A label as a whole number or text; None for none: null, NaN, -1, empty.
+
+    Raises UserError for what no class can be.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return normal(value.strip()) or None
+    if isinstance(value, float):
+        if value != value:
+            return None
+        value = int(value) if value.is_integer() else value
+    if value is None or (isinstance(value, int) and value < 0):
+        return None
+    if isinstance(value, int):
+        return int(value)
+    raise UserError(
+        f"{schema.label!r} of {path} holds {str(value)[:80]!r}, where each image must have one "
+        "class, a whole number or text: keep the one that counts, or leave the column out"
+    )

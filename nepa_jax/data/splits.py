@@ -20,7 +20,7 @@ _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _BESIDE = (
     r"images?|imgs?|pics?|pictures?|photos?|jpe?gs?|pngs?|frames?|files?|folders?|dir"
     r"|datasets?|data|sets?|splits?|parts?|fold|seg|cls|loc|raw|rgb|full|mini|small|sample|subset"
-    r"|public|private|final|new|original|ilsvrc|imagenet|cifar|mnist|coco|voc|tiny"
+    r"|public|private|partial|final|new|original|ilsvrc|imagenet|cifar|mnist|coco|voc|tiny"
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _UNITS = frozenset(("v", "x", "k", "p", "px", "of"))  # v2, 256x256, 10k, 00000-of-00002

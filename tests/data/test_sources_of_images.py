@@ -168,7 +168,7 @@ def test_parquet_mistakes(parquet, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="no split 'val': choose --split from"):
         prepare(str(parquet), out, "val")
-    pq.write_table(pa.table({"jpg": [b"x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="one must be named image"):
         prepare(str(tmp_path / "a.parquet"), out)
     (tmp_path / "b.parquet").write_bytes(b"nothing")

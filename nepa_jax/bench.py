@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.data.loader import Loader
 from nepa_jax.flops import mfu
 from nepa_jax.hooks import MetricsHook
-from nepa_jax.mesh import make_mesh, put_batch
+from nepa_jax.mesh import make_mesh, mesh_problems, put_batch
 from nepa_jax.meta import Provenance
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
@@ -55,7 +56,9 @@ def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float
     objective = load_objective(config.objective.name)
     checked = ConfigDict(config.to_dict())
     checked.data.path = checked.data.path or "a step needs no data"
-    configs.validate(checked, getattr(objective, "problems", None))
+    checks = [partial(mesh_problems, num_devices=jax.device_count())]
+    checks += [objective.problems] if hasattr(objective, "problems") else []
+    configs.validate(checked, *checks)
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
     lowered = make_update(config, objective, mesh).lower(

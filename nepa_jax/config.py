@@ -368,7 +368,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     for key, text in overrides.items():
         problem = _override(config, key, text)
         problems += [problem] if problem else []
-    _raise(problems)
+    refuse(problems)
 
 
 def _override(config: ConfigDict, key: str, text: str) -> str | None:
@@ -426,7 +426,8 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _raise(problems: Sequence[str]) -> None:
+def refuse(problems: Sequence[str]) -> None:
+    """Raises UserError with a line for each problem, if there are any."""
     if problems:
         first, *others = problems
         raise UserError(f"config: {first}", *others)
@@ -435,10 +436,16 @@ def _raise(problems: Sequence[str]) -> None:
 # Validation
 
 
-def validate(
-    config: ConfigDict, objective_problems: Callable[[ConfigDict], list[str]] | None = None
-) -> None:
+Check = Callable[[ConfigDict], list[str]]
+
+
+def validate(config: ConfigDict, *more: Check) -> None:
     """Checks the whole config before anything is built, without jax.
+
+    Args:
+        config: a run's, overrides applied.
+        more: other checks, to be told in the same round: of the objective, of the mesh. They are
+            asked when every key is right by itself.
 
     Raises:
         UserError: one line for each problem, as ``path = value: problem; try …``.
@@ -455,9 +462,9 @@ def validate(
     if not any(key.startswith(("data.", "model.", "run.")) for key in found):
         problems += data_problems(loader_config(config))
     problems += _name_problems(config.objective.get("name"))
-    if not problems and objective_problems is not None:
-        problems += objective_problems(config)
-    _raise(problems)
+    if not found:
+        problems += [problem for check in more for problem in check(config)]
+    refuse(problems)
 
 
 def model_problems(config: ConfigDict) -> list[str]:
@@ -690,7 +697,7 @@ def _tensorboard(config: ConfigDict) -> list[str]:
 
 
 # A rule is asked only if its keys are right by themselves.
-RULES: dict[Callable[[ConfigDict], list[str]], tuple[str, ...]] = {
+RULES: dict[Check, tuple[str, ...]] = {
     _patches: ("model.image_size", "model.patch_size"),
     _heads: ("model.embed_dim", "model.num_heads", "model.rope_base"),
     _sincos: ("model.embed_dim", "model.posemb"),
@@ -728,7 +735,7 @@ def resolve(config: ConfigDict, num_examples: int, platform: str) -> ConfigDict:
     Raises:
         UserError: a length is less than a step, or the warm-up as long as the run.
     """
-    _raise(_length_problems(config, num_examples))
+    refuse(_length_problems(config, num_examples))
     resolved = with_later_keys(ConfigDict(config.to_dict()))
     with resolved.ignore_type():
         for length in _lengths(config):

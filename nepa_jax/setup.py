@@ -34,7 +34,7 @@ from nepa_jax.hooks import (
     skip_guard,
 )
 from nepa_jax.loading import load_onto
-from nepa_jax.mesh import batch_sharding, host_part, make_mesh
+from nepa_jax.mesh import batch_sharding, host_part, make_mesh, mesh_problems
 from nepa_jax.meta import Provenance
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Objective, load_objective
@@ -196,7 +196,9 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
         UserError: a mistake in the config, the data set or the workdir; or the hosts differ.
     """
     objective = load_objective(config.objective.name)
-    configs.validate(config, getattr(objective, "problems", None))
+    checks = [partial(mesh_problems, num_devices=jax.device_count())]
+    checks += [objective.problems] if hasattr(objective, "problems") else []
+    configs.validate(config, *checks)
     folder = writable_folder(workdir)
     keep_compiled_programs(folder)
     goodput = Goodput(folder / "goodput.json")
@@ -204,6 +206,8 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     part = host_part(mesh)
     loader = stack.enter_context(Loader(configs.loader_config(config), part.index, part.count))
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
+    if hasattr(objective, "data_problems"):
+        configs.refuse(objective.data_problems(resolved, loader.records))
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)

@@ -7,6 +7,8 @@ from flax import nnx
 from nepa_jax.models.layers import layer_norm, run_blocks
 from nepa_jax.models.vit import ViT
 
+POOLS = ("mean", "cls", "last")
+
 
 class Classifier(nnx.Module):
     """ViT, pooling, norm, linear map to class scores.

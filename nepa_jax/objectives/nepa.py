@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
+from nepa_jax.base.sections import section_problems
 from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
@@ -35,6 +36,14 @@ class NEPA(nnx.Module):
         self.vit = vit
         self.include_cls = include_cls
         self.causal = causal
+
+
+DEFAULTS = dict(name="", include_cls=True, causal=True)
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What is wrong with this objective's part of a config."""
+    return list(section_problems("objective", config.objective, DEFAULTS, {}).values())
 
 
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> NEPA:

@@ -1,13 +1,16 @@
 """Classification with integer labels: the plain supervised control, and the model of fine-tuning."""
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.flops import block_macs, training_flops
-from nepa_jax.models.heads import Classifier
+from nepa_jax.models.heads import POOLS, Classifier
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
     Batch,
@@ -18,6 +21,41 @@ from nepa_jax.objectives.base import (
     encode_vit,
     image_keys,
 )  # fmt: skip
+
+DEFAULTS = dict(name="", num_classes=1000, pool="mean", causal=False)
+BOUNDS = {"num_classes": Bound("[1, 1000000]", "1000")}
+
+
+class Labels(Protocol):
+    """What a data set says of its labels."""
+
+    labelled: bool
+    num_classes: int
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What is wrong with this objective's part of a config."""
+    found = section_problems("objective", config.objective, DEFAULTS, BOUNDS)
+    pool = config.objective.get("pool")
+    if pool not in POOLS:
+        found["objective.pool"] = f"objective.pool = {pool}: not a choice; try {' or '.join(POOLS)}"
+    return list(found.values())
+
+
+def data_problems(config: ConfigDict, data: Labels) -> list[str]:
+    """Why these labels cannot be learned."""
+    if not data.labelled:
+        return [
+            f"data.path = {config.data.path}: the images have no labels, which "
+            "objective.name = nepa_jax.objectives.supervised learns; prepare them from class folders, "
+            "or with --labels=FILE"
+        ]
+    if config.objective.num_classes < data.num_classes:
+        return [
+            f"objective.num_classes = {config.objective.num_classes}: the set has {data.num_classes} "
+            f"classes; try objective.num_classes={data.num_classes}"
+        ]
+    return []
 
 
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Classifier:

@@ -103,7 +103,7 @@ def decoded(data: bytes, channels: int = 3) -> Iterator[np.ndarray]:
     image = None if size else identify(data)
     width, height = size or image.size
     with _budget.taken(width * height * BYTES_PER_PIXEL):
-        yield _pixels(image, channels) if image else _jpeg_pixels(data, channels)
+        yield pixels_of(image, channels) if image else _jpeg_pixels(data, channels)
 
 
 def decode_pixels(data: bytes, channels: int = 3) -> np.ndarray:
@@ -130,10 +130,11 @@ def _jpeg_pixels(data: bytes, channels: int) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY")
     except ValueError:  # damaged: Pillow decides
-        return _pixels(identify(data), channels)
+        return pixels_of(identify(data), channels)
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
+    """The pixels of an opened image, uint8 [H, W, channels]. Raises as `decode` does."""
     return np.asarray(_converted(image, channels)).reshape(image.height, image.width, channels)
 
 

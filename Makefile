@@ -1,13 +1,14 @@
 # make demo     the whole path on a small real data set
 # make test     every test a laptop can run in ten minutes
 # make chaos    the longer ones: several processes as one run, killed, restarted and moved
+# make mutants  breaks the code in two dozen ways, one at a time, and says which tests saw it
 # All make a virtual environment with pinned versions first, the first time they are called.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test chaos lint lock clean
+.PHONY: demo test chaos mutants lint lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nepa-jax demo
@@ -17,6 +18,9 @@ test: $(VENV)/.ready
 
 chaos: $(VENV)/.ready
 	$(BIN)/python -m pytest -m chaos
+
+mutants: $(VENV)/.ready
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,288 @@
+"""Breaks the code on purpose, one mistake at a time, and says which tests see it.
+
+    make mutants        (or: python tests/mutants.py [WORD …] for those whose name has all words)
+
+Every mistake is made in a copy of the project, in a folder of its own. It names the tests that must
+fail; one that passes is blind there, and the exit code is 1. The tests of equality compare two ways to
+the same numbers, so their mistakes are made in one of the ways alone: on several devices, on several
+processes, in microbatches, after a restart.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+COPIED = ("nepa_jax", "configs", "launch", "tests", "pyproject.toml", "README.md")
+
+GOLDEN_NEPA = "tests/objectives/test_golden_nepa.py::"
+GOLDEN_MAE = "tests/objectives/test_golden_mae.py::"
+DRAWS = "tests/objectives/test_draws.py::"
+STEP = "tests/test_step.py::"
+TRAIN = "tests/test_train.py::"
+LOADER = "tests/data/test_loader.py::"
+
+LAYOUTS = "tests/test_mesh.py::test_every_layout_gives_the_losses_of_one_device"
+PROCESSES = (
+    "tests/test_processes.py::test_every_layout_on_several_processes_gives_the_losses_of_one_device"
+)
+ACCUMULATION = f"{STEP}test_accumulation_gives_the_same_step_as_the_whole_batch"
+RESUME = f"{TRAIN}test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one"
+
+ON_ONE_DEVICE = "jax.sharding.get_abstract_mesh().size <= 1"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake: in ``file``, ``new`` stands in place of ``old``, and every one of ``seen_by`` fails."""
+
+    name: str
+    file: str  # below nepa_jax
+    old: str
+    new: str
+    seen_by: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "blocks left out",
+        "models/layers.py",
+        "x = block(x, rope, causal, drop)",
+        "x = x + 0.0",
+        (
+            f"{GOLDEN_NEPA}test_every_hidden_state_matches",
+            f"{GOLDEN_MAE}test_every_hidden_state_and_prediction_matches",
+        ),
+    ),
+    Mutant(
+        "blocks left out on several devices",
+        "models/layers.py",
+        "x = block(x, rope, causal, drop)",
+        f"x = block(x, rope, causal, drop) if {ON_ONE_DEVICE} else x + 0.0",
+        (f"{LAYOUTS}[nepa]", f"{LAYOUTS}[mae]"),
+    ),
+    Mutant(
+        "blocks left out on several processes",
+        "models/layers.py",
+        "x = block(x, rope, causal, drop)",
+        "x = block(x, rope, causal, drop) if jax.process_count() == 1 else x + 0.0",
+        (PROCESSES,),
+    ),
+    Mutant(
+        "causal mask left out on several devices",
+        "models/layers.py",
+        "is_causal=causal",
+        f"is_causal=causal and {ON_ONE_DEVICE}",
+        (f"{LAYOUTS}[nepa]",),
+    ),
+    Mutant(
+        "rotation left out on several devices",
+        "models/layers.py",
+        "if rope is not None:",
+        f"if rope is not None and {ON_ONE_DEVICE}:",
+        (f"{LAYOUTS}[nepa]",),
+    ),
+    Mutant(
+        "every device gets the first rows",
+        "mesh.py",
+        "place = part.shards.index((index[0].start or 0) // size)",
+        "place = 0",
+        ("tests/test_mesh.py::test_a_batch_keeps_its_rows_and_their_numbers", f"{LAYOUTS}[nepa]"),
+    ),
+    Mutant(
+        "a host's rows twice",
+        "setup.py",
+        "part.index, part.count)",
+        "part.index // 2, part.count)",
+        (PROCESSES,),
+    ),
+    Mutant(
+        "microbatches added, not averaged",
+        "step.py",
+        "jax.tree.map(lambda leaf: leaf / accum_steps, total)",
+        "total",
+        (f"{ACCUMULATION}[nepa]", f"{ACCUMULATION}[mae]"),
+    ),
+    Mutant(
+        "masks and dropped branches by the place in the microbatch",
+        "objectives/base.py",
+        'batch["row"])',
+        'jnp.arange(len(batch["row"])))',
+        (f"{ACCUMULATION}[nepa]", f"{ACCUMULATION}[mae]"),
+    ),
+    Mutant(
+        "the same masks and branches at every step",
+        "step.py",
+        'jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)',
+        'named_key(jax.random.key(config.run.seed), "step")',
+        ("tests/base/test_keys.py::test_keys_of_steps_are_no_keys_of_the_initialisation",),
+    ),
+    Mutant(
+        "the same branches dropped in every layer",
+        "models/layers.py",
+        "2 * index + which",
+        "which",
+        (f"{DRAWS}test_branches_of_all_images_and_layers_are_dropped_independently",),
+    ),
+    Mutant(
+        "coordinates not changed in training",
+        "objectives/nepa.py",
+        'vit.rope(grid, named_key(key, "rope"))',
+        "vit.rope(grid)",
+        (f"{DRAWS}test_nepa_sees_other_coordinates_at_each_step",),
+    ),
+    Mutant(
+        "target without its stop-gradient",
+        "objectives/nepa.py",
+        "targets = jax.lax.stop_gradient(embeddings)",
+        "targets = embeddings",
+        (f"{GOLDEN_NEPA}test_loss_and_gradients_match_with_the_last_patch_left_out",),
+    ),
+    Mutant(
+        "decoder gets its tokens in the order of noise",
+        "models/masking.py",
+        "ids_restore = jnp.argsort(ids_shuffle, axis=1)",
+        "ids_restore = ids_shuffle",
+        (f"{GOLDEN_MAE}test_masks_match", f"{GOLDEN_MAE}test_loss_and_gradients_match"),
+    ),
+    Mutant(
+        "LayerScale decays",
+        "optim.py",
+        '"layer_scale1", "layer_scale2")',
+        ")",
+        (
+            f"{GOLDEN_NEPA}test_weight_decay_groups_match",
+            f"{GOLDEN_NEPA}test_twenty_adamw_steps_follow_the_official_trajectory",
+        ),
+    ),
+    Mutant(
+        "warm-up one step longer",
+        "optim.py",
+        "warmup_steps=config.schedule.warmup_steps,",
+        "warmup_steps=config.schedule.warmup_steps + 1,",
+        (f"{GOLDEN_NEPA}test_twenty_adamw_steps_follow_the_official_trajectory",),
+    ),
+    Mutant(
+        "average that follows too fast",
+        "step.py",
+        "a + (1.0 - decay) * (m - a)",
+        "a + decay * (m - a)",
+        (
+            f"{STEP}test_the_average_follows_the_model",
+            f"{STEP}test_an_average_keeps_what_is_constant_and_follows_the_closed_form",
+        ),
+    ),
+    Mutant(
+        "average that shrinks",
+        "step.py",
+        "a + (1.0 - decay) * (m - a)",
+        "decay * a + (1.0 - decay) * m",
+        (f"{STEP}test_an_average_keeps_what_is_constant_and_follows_the_closed_form",),
+    ),
+    Mutant(
+        "an update that is not finite enters the weights",
+        "step.py",
+        "jnp.stack([loss, grad_norm, update_norm])",
+        "jnp.stack([loss, grad_norm])",
+        (
+            f"{STEP}test_an_update_that_is_not_finite_changes_nothing_though_loss_and_gradient_are",
+            f"{TRAIN}test_a_run_of_nothing_but_nan_is_not_done[update]",
+        ),
+    ),
+    Mutant(
+        "every epoch in the same order",
+        "data/order.py",
+        'stable_hash("order", seed, epoch)',
+        'stable_hash("order", seed)',
+        (f"{LOADER}test_each_epoch_is_a_permutation_and_no_two_agree",),
+    ),
+    Mutant(
+        "data from the beginning after a restart",
+        "train.py",
+        "batch = data.batch(step)",
+        "batch = data.batch(step - steps.start)",
+        (RESUME,),
+    ),
+    Mutant(
+        "weights in place of the average after a restart",
+        "checkpoint.py",
+        'with_leaves(target.ema, leaves["ema"])',
+        'with_leaves(target.ema, leaves["model"])',
+        (RESUME,),
+    ),
+)
+
+
+def applied(mutant: Mutant, root: Path) -> str:
+    """The file's text with the mistake. Raises ValueError unless the old text is there once."""
+    text = (root / "nepa_jax" / mutant.file).read_text()
+    if (count := text.count(mutant.old)) != 1:
+        raise ValueError(
+            f"{mutant.name}: {mutant.old!r} is {count} times in {mutant.file}, not once"
+        )
+    return text.replace(mutant.old, mutant.new)
+
+
+def failures(copy: Path, tests: tuple[str, ...]) -> dict[str, str]:
+    """Each test that fails in the copy, with pytest's short reason."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "--durations=0", "-rf", *tests]
+    ours = os.environ | {"PYTHONPATH": str(copy)}  # for the processes that tests start
+    done = subprocess.run(command, cwd=copy, env=ours, capture_output=True, text=True)
+    if done.returncode > 1:  # nothing ran, or not all of it
+        raise RuntimeError(
+            f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}"
+        )
+    return dict(re.findall(r"^FAILED (\S+)(?: - (.*))?$", done.stdout, re.MULTILINE))
+
+
+def blind(mutant: Mutant, failed: dict[str, str]) -> list[str]:
+    """The tests that should have failed and did not; of one with parameters any will do."""
+    return [test for test in mutant.seen_by if not any(name.startswith(test) for name in failed)]
+
+
+def try_out(mutant: Mutant, copy: Path) -> bool:
+    """Makes the mistake, runs its tests, takes it back; prints and returns whether all saw it."""
+    path = copy / "nepa_jax" / mutant.file
+    right = path.read_text()
+    began = time.perf_counter()
+    path.write_text(applied(mutant, copy))
+    try:
+        failed = failures(copy, mutant.seen_by)
+    finally:
+        path.write_text(right)
+    missed = blind(mutant, failed)
+    print(
+        f"{'SURVIVES' if missed else 'seen'}: {mutant.name} ({time.perf_counter() - began:.0f} s)"
+    )
+    for test in missed:
+        print(f"    not by {test}")
+    for name, reason in failed.items():
+        print(f"    by {name}: {reason[:80]}", flush=True)
+    return not missed
+
+
+def main(words: list[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant.name for word in words)]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = PROJECT / name
+            to = shutil.copytree if source.is_dir() else shutil.copy
+            to(source, copy / name)
+        tests = tuple(sorted({test for mutant in chosen for test in mutant.seen_by}))
+        if failed := failures(copy, tests):
+            print(f"these fail without any mistake: {', '.join(failed)}")
+            return 1
+        seen = [try_out(mutant, copy) for mutant in chosen]
+    print(f"{sum(seen)} of {len(seen)} mistakes seen")
+    return 0 if seen and all(seen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nepa_jax.base.text import parse_json
 from nepa_jax.data.classes import are_ids, in_order, normal
-from nepa_jax.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, first_of
+from nepa_jax.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, first_of, plain
 from nepa_jax.data.left_out import LeftOut
 from nepa_jax.data.listing import IMAGE_SUFFIXES, LARGE, MAX_BYTES, Example, Listing
 from nepa_jax.data.progress import progress, warn
@@ -34,7 +34,7 @@ NEUTRAL = frozenset(("", "data", "dataset", "parquet", "parquets", "refs", "conv
 UNNAMED = "parquet files that are named after no split, beside those that are"
 DAMAGED_FILES = "parquet files that are damaged (fetch them again)"
 DAMAGED_ROWS = "rows in damaged parts of parquet files (fetch them again)"
-OTHER_FILES = "parquet files with other columns, or other names of the classes, than the first"
+OTHER_FILES = "parquet files with other columns, or other names of the classes"
 MISSING = "parquet files that are missing (fetch them)"
 NO_IMAGE = "rows without an image"
 PATHS = "rows with the path of an image, without its bytes"
@@ -97,7 +97,9 @@ def open_parquet(path: Path, split: str, scratch: Path) -> Iterator[Listing]:
     left_out = LeftOut()
     files = _files(path, split, left_out)
     shards = _open_all(files, left_out)
-    schema = _schema(next(iter(shards.values())), next(iter(shards)))
+    first, shard = next(iter(shards.items()))
+    schema = _schema(shard, first)
+    _tell_label(schema, shard, path)
     with open(scratch / "source.images", "w+b") as images:
         rows = [
             row
@@ -208,9 +210,11 @@ def _check_shards(parts: Sequence[Part], path: Path, left_out: LeftOut) -> None:
         raise UserError(
             f"{path} has files of several uploads of a split ({names}, ...): leave those of one"
         )
+    shards = {part.shard for part in parts}
     for total in totals - {None}:
-        for number in sorted(set(range(total)) - {part.shard for part in parts}):
-            left_out.add(MISSING, f"{parts[0].split}-{number:05d}-of-{total:05d}")
+        if (number := total - len(shards)) > 0:
+            first = next(shard for shard in range(total) if shard not in shards)
+            left_out.add(MISSING, f"{parts[0].split}-{first:05d}-of-{total:05d}", number)
 
 
 def _open(file: Path) -> "pyarrow.parquet.ParquetFile":
@@ -233,29 +237,27 @@ def _open_all(
 ) -> Mapping[Path, "pyarrow.parquet.ParquetFile"]:
     """The files that can be opened and are like the first of them."""
     shards: dict[Path, pyarrow.parquet.ParquetFile] = {}
-    first, reason = None, ""
+    first, mistakes = None, []
     for file in files:
         try:
             shard = _open(file)
+            schema = _schema(shard, file)
         except ValueError as error:
-            reason = reason or str(error)
+            mistakes.append(UserError(f"{file} is no parquet file ({error}): fetch it again"))
             left_out.add(DAMAGED_FILES, str(file))
             continue
-        first = first or _schema(shard, file)
-        if first == _schema_or_none(shard, file):
+        except UserError as error:
+            mistakes.append(error)
+            left_out.add(OTHER_FILES, str(file))
+            continue
+        first = first or schema
+        if schema == first:
             shards[file] = shard
         else:
             left_out.add(OTHER_FILES, str(file))
     if not shards:
-        raise UserError(f"{files[0]} is no parquet file ({reason}): fetch it again")
+        raise mistakes[0]
     return shards
-
-
-def _schema_or_none(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema | None:
-    try:
-        return _schema(shard, file)
-    except UserError:
-        return None
 
 
 def _schema(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema:
@@ -269,6 +271,18 @@ def _schema(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema:
     found = _feature(features, label).get("names") if label else None
     names = found if isinstance(found, list) and all(isinstance(n, str) for n in found) else []
     return Schema(image, label, tuple(map(normal, names)))
+
+
+def _tell_label(schema: Schema, shard: "pyarrow.parquet.ParquetFile", path: Path) -> None:
+    """Says which column has the classes, where that is a choice."""
+    others = [name for name in shard.schema_arrow.names if name != schema.image]
+    if schema.label is None and others:
+        warn(
+            f"the images of {path} are unlabelled: none of the columns {sorted(others)} is named "
+            "as one of classes, such as label"
+        )
+    elif sum(plain(name) in LABEL_COLUMNS for name in others) > 1:
+        warn(f"classes are read from the column {schema.label!r} of {path}")
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
@@ -383,6 +397,8 @@ def _classes(
     found = [_plain(value, schema, path) for value in values]
     known = [value for value in found if value is not None]
     if not known:
+        if schema.label:
+            warn(f"the images of {path} are unlabelled: no row has a value in {schema.label!r}")
         return [None] * len(found), ()
     if schema.names and all(isinstance(value, int) for value in known):
         return found, schema.names

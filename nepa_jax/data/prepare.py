@@ -2,18 +2,21 @@
 
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nepa_jax.base.private import open_private
 from nepa_jax.data.archives import open_files
 from nepa_jax.data.batches import BadRecord
+from nepa_jax.data.classes import labels_in
 from nepa_jax.data.labels import by_labels, imagenet_problems
 from nepa_jax.data.left_out import LeftOut
 from nepa_jax.data.listing import Example, Listing, by_folder, by_sample, find_images
@@ -170,7 +173,7 @@ def _scratch_folder(store: Store, split: str) -> Iterator[Path]:
     scratch = store.scratch(split)
     with _clear_errors(scratch):
         (scratch / UNFINISHED).mkdir(parents=True, exist_ok=True)
-        with open(scratch / "lock", "w") as lock:
+        with os.fdopen(open_private(scratch / "lock"), "w") as lock:
             _lock(lock.fileno(), store, split)
             try:
                 yield scratch
@@ -211,7 +214,7 @@ def _check_target(store: Store, split: str) -> None:
 def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
     """The one path by which records come to be."""
     _check_examples(listing, target)
-    _manifest_with_classes(listing, target)  # before the work, for its errors
+    listing = _in_known_classes(listing, target)
     shards = _plan_shards(sorted(listing.examples, key=_shuffled_order), target)
     job = Job(
         target.store,
@@ -247,16 +250,23 @@ def _check_examples(listing: Listing, target: Target) -> None:
             )
 
 
+def _in_known_classes(listing: Listing, target: Target) -> Listing:
+    """The listing with the labels that its classes have in the splits that are there."""
+    known = (target.store.manifest() or {}).get("classes")
+    if not known or not listing.classes:
+        return listing
+    labels = labels_in(known, listing.classes, target.split, target.store.out)
+    examples = [replace(each, label=labels[each.label]) for each in listing.examples]
+    return replace(listing, examples=examples, classes=tuple(known))
+
+
 def _manifest_with_classes(listing: Listing, target: Target) -> dict[str, Any]:
-    """dataset.json as it is, or a new one, with the classes of this split settled."""
-    out = target.store.out
+    """dataset.json as it is, or a new one, with the classes of this split."""
     empty = {"format": FORMAT, "version": VERSION, "name": target.store.name}
     manifest = target.store.manifest() or {**empty, "classes": [], "splits": {}}
-    known, new = set(manifest["classes"]), set(listing.classes)
-    if known and new and known != new:
+    if listing.classes and manifest["classes"] not in ([], list(listing.classes)):
         raise UserError(
-            f"split {target.split!r} has other classes than {out} ({len(new)} and "
-            f"{len(known)}; {min(known ^ new)!r} is in one only): prepare it into another --out"
+            f"{target.store.out} has got other classes meanwhile: give the same command again"
         )
     manifest["classes"] = list(listing.classes) or manifest["classes"]
     return manifest

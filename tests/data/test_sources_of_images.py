@@ -19,7 +19,7 @@ from nepa_jax.data.inspect import contact_sheet, inspect, verify
 from nepa_jax.data.prepare import prepare, prepare_arrays
 from nepa_jax.data.reencode import parse_reencode
 from nepa_jax.data.sources import open_dataset
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UnavailableError, UserError
 
 WNIDS = ("n01440764", "n01443537", "n02119789")
 
@@ -304,7 +304,7 @@ def test_a_bucket_that_fails_halfway(tree, tmp_path, monkeypatch):
         return put(*args, **kwargs)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", flaky)
-    with pytest.raises(UserError, match=r"cannot write memory://.*quota"):
+    with pytest.raises(UnavailableError, match=r"cannot write memory://.*quota"):
         prepare(str(tree), out, num_shards=4, num_threads=1)
     assert prepare(str(tree), out, num_shards=4, num_threads=1)["num_examples"] == 12
     assert len(calls) == 6  # two shards were not sent again

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,20 +12,12 @@ from flax import nnx
 
 from nepa_jax.data.progress import ordered_map
 from nepa_jax.errors import UserError
+from nepa_jax.export.files import FLOATS, ArrayLike
 from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.vit import ViTConfig
 from nepa_jax.saved_array import SavedArray
 from nepa_jax.trees import named_leaves, with_leaves
-
-
-class ArrayLike(Protocol):
-    """An array, or one still on disk: what it holds is read by ``np.asarray``."""
-
-    shape: tuple[int, ...]
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
-
 
 Arrays = Mapping[str, ArrayLike]
 Leaf = np.ndarray | jax.Array | SavedArray  # a parameter of ours
@@ -112,24 +105,29 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshapen: list[Misfit] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # name, dtype
 
     @property
     def complete(self) -> bool:
         """Every name on both sides found its partner."""
-        return not (self.missing or self.unexpected or self.misshapen)
+        return not (self.missing or self.unexpected or self.misshapen or self.unreadable)
 
     def require_complete(self, source: str) -> None:
         """Raises UserError unless complete."""
         problems = [f"missing {name}" for name in self.missing]
         problems += [f"unexpected {name}" for name in self.unexpected]
-        self._raise(source, problems + self._shape_problems())
+        self._raise(source, self._array_problems() + problems)
 
-    def require_shapes(self, source: str) -> None:
-        """Raises UserError if an array has another shape: nothing can make that right."""
-        self._raise(source, self._shape_problems())
+    def require_arrays(self, source: str) -> None:
+        """Raises UserError if an array has another shape or is of no use: nothing mends that."""
+        self._raise(source, self._array_problems())
 
-    def _shape_problems(self) -> list[str]:
-        return [
+    def _array_problems(self) -> list[str]:
+        dtypes = [
+            f"{name} is of dtype {dtype}; weights must be {', '.join(FLOATS)}"
+            for name, dtype in self.unreadable
+        ]
+        return dtypes + [
             f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen
         ]
 
@@ -159,7 +157,8 @@ def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.nd
     Raises:
         Damaged: a weight on disk is not what was saved.
     """
-    leaves = named_leaves(model) | constants(model, table)
+    fixed = {name: constant.values() for name, constant in constants(model, table).items()}
+    leaves = named_leaves(model) | fixed
     if not table.class_position:
         leaves = fold_class_position(leaves)
     pieces = [
@@ -281,8 +280,10 @@ def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:
             report.missing += [] if entry.ours in fixed else [name]
         elif tuple(arrays[name].shape) != shape:
             report.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
+        elif str(arrays[name].dtype) not in FLOATS:
+            report.unreadable.append((name, str(arrays[name].dtype)))
         elif entry.ours in fixed and not _same(
-            arrays[name], entry.operation.export(fixed[entry.ours][entry.index])
+            arrays[name], entry.operation.export(fixed[entry.ours].values()[entry.index])
         ):
             report.unexpected.append(f"{name} (other than the constant this model has there)")
         else:
@@ -348,32 +349,45 @@ def _shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
     }
 
 
-def constants(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
-    """What is no parameter here but an array there: fixed positions, q/k-norms left plain."""
+class Constant(NamedTuple):
+    """What is no parameter here but an array there; made when asked for, as it may be large."""
+
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+
+def constants(model: nnx.Module, table: Format) -> dict[str, Constant]:
+    """Fixed positions, and q/k-norms left plain."""
     written_out = table.full_qk_norms and model.vit.config.qk_norm
     return fixed_positions(model) | (plain_norms(model.vit.config) if written_out else {})
 
 
-def fixed_positions(model: nnx.Module) -> dict[str, np.ndarray]:
+def fixed_positions(model: nnx.Module) -> dict[str, Constant]:
     """The sine-cosine tables [1 + N, D] of a model, with a zero row for the class token."""
     owners = {"vit": model.vit} if model.vit.config.posemb == "sincos" else {}
     if hasattr(model, "decoder"):
         owners["decoder"] = model.decoder
-    grid = model.vit.config.grid
+    grid, tokens = model.vit.config.grid, 1 + model.vit.config.num_patches
     return {
-        f"{name}/pos_embed": np.pad(sincos_table(grid, owner.config.embed_dim), ((1, 0), (0, 0)))
+        f"{name}/pos_embed": Constant(
+            (tokens, owner.config.embed_dim),
+            partial(_class_and_sincos, grid, owner.config.embed_dim),
+        )
         for name, owner in owners.items()
     }
 
 
-def plain_norms(config: ViTConfig) -> dict[str, np.ndarray]:
+def _class_and_sincos(grid: tuple[int, int], dim: int) -> np.ndarray:
+    return np.pad(sincos_table(grid, dim), ((1, 0), (0, 0)))
+
+
+def plain_norms(config: ViTConfig) -> dict[str, Constant]:
     """What our q/k-norms lack, [depth, head_dim] each, at the values that change nothing."""
-    shape, attention = (config.depth, config.head_dim), "vit/blocks/attn"
-    plain = {
-        f"{attention}/{norm}/bias": np.zeros(shape, np.float32) for norm in ("q_norm", "k_norm")
+    shape = (config.depth, config.head_dim)
+    plain = {} if config.has_qk_norm_bias else {"bias": np.zeros}
+    plain |= {} if config.qk_norm_affine else {"scale": np.ones}
+    return {
+        f"vit/blocks/attn/{norm}/{part}": Constant(shape, partial(make, shape, np.float32))
+        for norm in ("q_norm", "k_norm")
+        for part, make in plain.items()
     }
-    if not config.qk_norm_affine:
-        plain |= {
-            f"{attention}/{norm}/scale": np.ones(shape, np.float32) for norm in ("q_norm", "k_norm")
-        }
-    return plain

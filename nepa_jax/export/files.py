@@ -1,33 +1,51 @@
-"""Weight files, read and written one array at a time: safetensors (also in parts) and .npz."""
+"""Weight files, read and written one array at a time: safetensors and .npz; indices of parts."""
 
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from nepa_jax.base.text import read_json
 from nepa_jax.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Stream = Iterable[tuple[str, np.ndarray]]
 
 SAFETENSORS, NPZ, INDEX = "model.safetensors", "model.npz", "model.safetensors.index.json"
-DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "U8": np.uint8,
+# What weights may come in; arrays of another dtype can be in a file, and are never read.
+FLOATS = {
+    "float64": np.dtype(np.float64), "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }  # fmt: skip
+SAFETENSORS_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class ArrayLike(Protocol):
+    """An array, or one still on disk: what it holds is read by ``np.asarray``."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array on disk; ``np.asarray`` reads it."""
+    """An array on disk; ``np.asarray`` reads it.
+
+    ``dtype`` is a key of ``FLOATS``, or the file's own name of what is none of these.
+    """
 
     shape: tuple[int, ...]
+    dtype: str
     read: Callable[[], np.ndarray]
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
@@ -38,7 +56,7 @@ class StoredArray:
 class Stored:
     """The arrays of a file or folder, and the text that came with them."""
 
-    arrays: Mapping[str, StoredArray | np.ndarray]
+    arrays: Mapping[str, ArrayLike]
     metadata: Mapping[str, str]
 
 
@@ -102,8 +120,11 @@ def _write_part(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _ in shapes:
-            file.write(next(stream)[1].data)
+        for name, shape in shapes.items():
+            found, array = next(stream)
+            if (found, array.shape) != (name, shape):  # its bytes would stand under another name
+                raise RuntimeError(f"{found} {array.shape} came in place of {name} {shape}")
+            file.write(array.data)
 
 
 def write_npz(path: Path, stream: Stream) -> None:
@@ -120,93 +141,136 @@ def write_npz(path: Path, stream: Stream) -> None:
 def read_safetensors(path: Path) -> Stored:
     """Opens one file; arrays are read when asked for.
 
+    The library proves the header (offsets, sizes, names of dtypes, text as metadata); reading is
+    our own, because the library's maps the file, whose pages then count as our memory.
+
     Raises:
         UserError: the file is cut off or no safetensors file.
     """
     try:
-        header, start = _read_header(path)
-        metadata = header.pop("__metadata__", {})
-        end = max((info["data_offsets"][1] for info in header.values()), default=0)
-        arrays = {name: _stored(path, info, start) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: is no safetensors file, or its header is damaged; get it again"
+            f"{path}: is no safetensors file, or it is damaged or cut off ({error}); get it again"
         ) from None
-    if path.stat().st_size != start + end:
-        raise UserError(
-            f"{path}: is cut off: {path.stat().st_size:,} bytes of {start + end:,}; get it again"
-        )
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", None) or {}
+    arrays = {name: _of_safetensors(path, info, 8 + length) for name, info in header.items()}
     return Stored(arrays, metadata)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("longer than the file")
-        return json.loads(file.read(length)), 8 + length
-
-
-def _stored(path: Path, info: Mapping[str, Any], start: int) -> StoredArray:
-    shape, dtype = tuple(info["shape"]), DTYPES[info["dtype"]]
+def _of_safetensors(path: Path, info: Mapping[str, Any], start: int) -> StoredArray:
+    shape, found = tuple(info["shape"]), info["dtype"]
+    name = SAFETENSORS_FLOATS.get(found, found)
     offset = start + info["data_offsets"][0]
 
     def read() -> np.ndarray:
-        return np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
+        return np.fromfile(path, FLOATS[name], math.prod(shape), offset=offset).reshape(shape)
 
-    return StoredArray(shape, read)
+    return StoredArray(shape, name, read)
 
 
-def read_parts(index: Path) -> Stored:
-    """Opens the parts that an index names.
+def read_parts(index: Path, read: Callable[[Path], Stored]) -> Stored:
+    """Opens the parts that an index names, each by ``read``.
 
     Raises:
-        UserError: a part is missing or damaged.
+        UserError: the index is none, or a part is missing or damaged.
     """
-    arrays: dict[str, StoredArray] = {}
+    arrays: dict[str, ArrayLike] = {}
     metadata: Mapping[str, str] = {}
-    for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+    for name in _part_names(index):
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: names {name}, which is not there; get all parts")
-        part = read_safetensors(index.parent / name)
+        part = read(index.parent / name)
         arrays |= part.arrays
         metadata = part.metadata
     return Stored(arrays, metadata)
+
+
+def _part_names(index: Path) -> list[str]:
+    """Raises UserError unless the index has plain names of files beside it."""
+    content = read_settings(index)
+    parts = content.get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise UserError(f"{index}: weight_map = {_short(parts)}: must say the file of every array; get it again")  # fmt: skip
+    for array, name in parts.items():
+        if not isinstance(name, str) or name != Path(name).name:
+            raise UserError(f"{index}: weight_map: {array} = {_short(name)}: must be the name of a file in this folder; get it again")  # fmt: skip
+    return sorted(set(parts.values()))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object in a file beside the weights; {} if there is no such file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, dict)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); allow reading") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; get it again") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def read_npz(path: Path) -> Stored:
     """Opens an .npz; arrays are read when asked for.
 
     Raises:
-        UserError: the file is damaged, or holds Python objects.
+        UserError: the file is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {
-                name.removesuffix(".npy"): StoredArray(
-                    _npy_shape(archive, name), _npz_reader(path, name)
-                )
-                for name in archive.namelist()
+                info.filename.removesuffix(".npy"): _of_npz(path, archive, info)
+                for info in archive.infolist()
             }
-    except (zipfile.BadZipFile, ValueError):
-        raise UserError(f"{path}: is no .npz file, or it is damaged; get it again") from None
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{path}: is no .npz file, or it is damaged ({error}); get it again"
+        ) from None
     return Stored(arrays, {})
 
 
-def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    with archive.open(name) as file:
+def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
+    """The header is parsed here, once: NumPy's parser must not run in several threads."""
+    with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        return read(file)[0]
+        read_header = _NPY_HEADERS.get(version, np.lib.format.read_array_header_2_0)
+        shape, fortran, dtype = read_header(file)
+        start = file.tell()
+    name, stored = _npy_dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if name in FLOATS and info.file_size != start + size:
+        raise ValueError(f"{info.filename} has {info.file_size - start:,} bytes of {size:,}")
 
-
-def _npz_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(info) as file:
+                file.read(start)
+                values = np.frombuffer(file.read(size), stored)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path}: {info.filename} is damaged ({error}); get it again") from None
+        return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
-    return read
+    return StoredArray(tuple(shape), name, read)
+
+
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}
+
+
+def _npy_dtype(dtype: np.dtype) -> tuple[str, np.dtype]:
+    """Its name, and what its bytes are; NumPy saves bfloat16, which it does not know, as void."""
+    if dtype == np.dtype("V2"):
+        return "bfloat16", FLOATS["bfloat16"]
+    return dtype.name, dtype

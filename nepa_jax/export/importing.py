@@ -12,9 +12,9 @@ from nepa_jax.checkpoint import save_weights
 from nepa_jax.config import to_json
 from nepa_jax.errors import UserError, require_folder
 from nepa_jax.export.convert import Report, compare, fill
-from nepa_jax.export.sources import Source, open_source
+from nepa_jax.export.sources import FILES_SAY, Choices, Source, open_source
 from nepa_jax.meta import Provenance
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.objectives.base import saved_objective
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def import_checkpoint(
     name: str,
     workdir: str,
     *,
-    config: ConfigDict | None = None,
+    choices: Choices = FILES_SAY,
     allow_partial: bool = False,
 ) -> ImportReport:
     """Writes ``WORKDIR/checkpoints/0`` with the weights of a file or folder, and ``config.json``.
@@ -41,10 +41,10 @@ def import_checkpoint(
     The checkpoint holds weights alone, without optimizer state or average.
 
     Args:
-        path: a folder with weights and config, or a .safetensors, .npz or .pth file.
+        path: a folder with weights and config, or a weight file; also ``FILE#ENTRY``.
         name: the format.
         workdir: must not hold checkpoints yet.
-        config: a resolved run config, instead of what the files say.
+        choices: what holds instead of what the files say.
         allow_partial: give missing parameters fresh values and ignore unexpected ones.
 
     Raises:
@@ -53,7 +53,7 @@ def import_checkpoint(
     require_folder(workdir, "--workdir")
     if (Path(workdir) / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds checkpoints already; give a new folder")
-    source = open_source(path, name, config)
+    source = open_source(path, name, choices)
     model, names = read_model(source, allow_partial)
     _save(source, model, workdir)
     return ImportReport(str(source.path), name, workdir, names, source.config)
@@ -65,12 +65,12 @@ def read_model(source: Source, allow_partial: bool = False) -> tuple[nnx.Module,
     Raises:
         UserError: a name is missing or unexpected (unless allowed), or of another shape.
     """
-    objective = load_objective(source.config.objective.name)
+    objective = saved_objective(source.config, str(source.path))
     shapes = nnx.eval_shape(lambda: objective.init_model(source.config, nnx.Rngs(0)))
     names = compare(shapes, source.format, source.arrays)
     if not allow_partial:
         names.require_complete(str(source.path))
-    names.require_shapes(str(source.path))
+    names.require_arrays(str(source.path))
     if names.missing:
         shapes = jax.jit(lambda: objective.init_model(source.config, nnx.Rngs(0)))()
     return fill(shapes, source.format, source.arrays), names

@@ -8,7 +8,7 @@ our model has the parameter; a parameter no rule speaks of is an error.
 the fixed sine-cosine ones, they are no parameters here but still arrays there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Format:
     has a row for the class token; where it has none, that row is added to the token itself.
     ``full_qk_norms``: q/k-norms have weights and biases there even where ours have none.
     ``resampling`` is the target library's rule for position tables of another grid.
+
+    The rest is for reading. ``base`` is in front of the encoder's names, unless the encoder was saved by
+    itself. ``aliases`` are (pattern, replacement): names that other versions write. ``aside`` are
+    (what it is, pattern): arrays that do not bear on our model.
     """
 
     name: str
@@ -36,6 +40,22 @@ class Format:
     class_position: bool = True
     full_qk_norms: bool = False
     resampling: str = "bicubic"  # a row of resize.RESAMPLING
+    base: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()
+    aside: tuple[tuple[str, str], ...] = ()
+
+    def theirs(self, ours: str) -> str | None:
+        """Their name of a parameter of ours, None if there is none."""
+        return next((rule.theirs for rule in self.rules if rule.ours == ours), None)
+
+    def with_class_position(self, has: bool) -> "Format":
+        """The same layout with or without the class token's row in the position table."""
+        operation = "table" if has else "patch_table"
+        rules = tuple(
+            replace(rule, operation=operation) if rule.ours == "vit/pos_embed" else rule
+            for rule in self.rules
+        )
+        return replace(self, rules=rules, class_position=has)
 
 
 def affine(ours: str, theirs: str) -> tuple[Rule, Rule]:
@@ -55,14 +75,15 @@ def linear(ours: str, theirs: str, operation: str = "linear") -> tuple[Rule, Rul
 _NEPA_LAYER = "vit_nepa.encoder.layer.{layer}"
 NEPA = Format(
     name="nepa",
+    base="vit_nepa.",
     rules=(
         Rule("vit/cls_token", "vit_nepa.embeddings.cls_token", "token"),
         Rule("vit/pos_embed", "vit_nepa.embeddings.position_embeddings", "table"),
         *linear("vit/patch_embed", "vit_nepa.embeddings.patch_embeddings.projection", "conv"),
         *affine("vit/blocks/norm1", f"{_NEPA_LAYER}.layernorm_before"),
         *linear("vit/blocks/attn/qkv", f"{_NEPA_LAYER}.attention.attention.{{qkv}}"),
-        Rule("vit/blocks/attn/q_norm/scale", f"{_NEPA_LAYER}.attention.attention.q_norm.weight"),
-        Rule("vit/blocks/attn/k_norm/scale", f"{_NEPA_LAYER}.attention.attention.k_norm.weight"),
+        *affine("vit/blocks/attn/q_norm", f"{_NEPA_LAYER}.attention.attention.q_norm"),
+        *affine("vit/blocks/attn/k_norm", f"{_NEPA_LAYER}.attention.attention.k_norm"),
         *linear("vit/blocks/attn/out", f"{_NEPA_LAYER}.attention.output.dense", "linear_heads"),
         Rule("vit/blocks/layer_scale1", f"{_NEPA_LAYER}.layer_scale.lambda1"),
         *affine("vit/blocks/norm2", f"{_NEPA_LAYER}.layernorm_after"),
@@ -163,6 +184,11 @@ def _transformers_blocks(ours: str, theirs: str) -> tuple[Rule, ...]:
     )
 
 
+_TRANSFORMERS_ASIDE = (
+    ("pooler", r"^vit\.pooler\."),
+    ("mask token", r"^vit\.embeddings\.mask_token$"),
+    ("position ids", r"\.position_ids$"),
+)
 _TRANSFORMERS_ENCODER = (
     Rule("vit/cls_token", "vit.embeddings.cls_token", "token"),
     Rule("vit/pos_embed", "vit.embeddings.position_embeddings", "table"),
@@ -171,9 +197,13 @@ _TRANSFORMERS_ENCODER = (
     *affine("vit/norm", "vit.layernorm"),
 )
 
-# Hugging Face Transformers, models/vit_mae/modeling_vit_mae.py.
+# Hugging Face Transformers, models/vit_mae/modeling_vit_mae.py. Version 5 writes other names of the
+# decoder's layers.
 VIT_MAE = Format(
     name="vit_mae",
+    base="vit.",
+    aliases=((r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),),
+    aside=_TRANSFORMERS_ASIDE,
     rules=(
         *_TRANSFORMERS_ENCODER,
         *linear("decoder/embed", "decoder.decoder_embed"),
@@ -186,7 +216,12 @@ VIT_MAE = Format(
 )
 
 # Hugging Face Transformers, models/vit/modeling_vit.py: ViTModel, ViTForImageClassification.
-VIT = Format(name="vit", rules=(*_TRANSFORMERS_ENCODER, *linear("head", "classifier")))
+VIT = Format(
+    name="vit",
+    base="vit.",
+    aside=_TRANSFORMERS_ASIDE,
+    rules=(*_TRANSFORMERS_ENCODER, *linear("head", "classifier")),
+)
 
 
 def _flax_linear(ours: str, theirs: str, operation: str = "same") -> tuple[Rule, Rule]:
@@ -201,11 +236,19 @@ def _flax_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
     )
 
 
-# google-research/big_vision, big_vision/models/vit.py with pool_type="tok", posemb="learn".
+# google-research/big_vision, big_vision/models/vit.py with pool_type="tok", posemb="learn"; the aliases
+# are the names of google-research/vision_transformer.
 _FLAX_BLOCK = "params/Transformer/encoderblock_{layer}"
 _FLAX_ATTENTION = f"{_FLAX_BLOCK}/MultiHeadDotProductAttention_0"
 BIG_VISION = Format(
     name="big_vision",
+    base="params/",
+    aliases=(
+        (r"/Transformer/posembed_input/pos_embedding$", "/pos_embedding"),
+        (r"/LayerNorm_2/", "/LayerNorm_1/"),
+        (r"/MlpBlock_3/", "/MlpBlock_0/"),
+        (r"/MultiHeadDotProductAttention_1/", "/MultiHeadDotProductAttention_0/"),
+    ),
     class_position=False,
     resampling="linear",
     rules=(

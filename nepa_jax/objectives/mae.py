@@ -10,6 +10,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.decoder import Decoder, decoder_config
 from nepa_jax.models.layers import run_blocks
@@ -36,20 +37,33 @@ class MAE(nnx.Module):
         self.norm_pix_loss = norm_pix_loss
 
 
+# The released code's, with their ranges.
+DEFAULTS = dict(
+    name="", mask_ratio=0.75, norm_pix_loss=True, decoder_embed_dim=512, decoder_depth=8,
+    decoder_num_heads=16, decoder_mlp_ratio=4.0,
+)  # fmt: skip
+BOUNDS = {
+    "mask_ratio": Bound("(0, 1)", "0.75"),
+    "decoder_embed_dim": Bound("[4, 65536]", "512"),
+    "decoder_depth": Bound("[1, 1000]", "8"),
+    "decoder_num_heads": Bound("[1, 4096]", "16"),
+    "decoder_mlp_ratio": Bound("(0, 64]", "4.0"),
+}
+
+
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""
-    objective, found = config.objective, []
+    objective = config.objective
+    found = list(section_problems("objective", objective, DEFAULTS, BOUNDS).values())
+    if found:
+        return found
     width, heads = objective.decoder_embed_dim, objective.decoder_num_heads
-    if not 0 < objective.mask_ratio < 1:
-        found.append(
-            f"objective.mask_ratio = {objective.mask_ratio}: must lie between 0 and 1; try 0.75"
-        )
-    elif num_kept(vit_config(config).num_patches, objective.mask_ratio) < 1:
+    if num_kept(vit_config(config).num_patches, objective.mask_ratio) < 1:
         found.append(
             f"objective.mask_ratio = {objective.mask_ratio}: keeps none of "
             f"{vit_config(config).num_patches} patches; try 0.75"
         )
-    if width % 4 or heads < 1 or width % heads:
+    if width % 4 or width % heads:
         found.append(
             f"objective.decoder_num_heads = {heads}: must divide objective.decoder_embed_dim = "
             f"{width}, a multiple of 4; try decoder_embed_dim=512, decoder_num_heads=16"

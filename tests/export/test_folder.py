@@ -18,6 +18,7 @@ from nepa_jax.export import convert, files
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
+from nepa_jax.export.sources import Choices
 from nepa_jax.loading import load
 from nepa_jax.meta import Provenance
 from nepa_jax.trees import named_leaves
@@ -204,7 +205,7 @@ def test_a_truncated_file(folder):
 def test_a_config_of_another_size(kit, folder):
     config = kit.make_config("nepa")
     config.model.embed_dim = 32
-    refused(folder, r"has shape .* expected", config=config)
+    refused(folder, r"has shape .* expected", choices=Choices(config=config))
     forget_origin(folder)
     theirs = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(theirs | {"num_hidden_layers": 3}))
@@ -256,7 +257,9 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
         {"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "mae.pth"
     )
     config = kit.make_config("mae")
-    found = import_checkpoint(str(tmp_path / "mae.pth"), "mae", str(tmp_path / "in"), config=config)
+    found = import_checkpoint(
+        str(tmp_path / "mae.pth"), "mae", str(tmp_path / "in"), choices=Choices(config=config)
+    )
     assert found.names.complete
     kit.assert_same(
         trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
@@ -271,7 +274,7 @@ def test_an_exported_mae_becomes_a_pth_by_the_script_in_its_folder(
     out, pth = tmp_path / "out", tmp_path / "mae.pth"
     export(workdir("mae"), "mae", str(out), max_part_bytes=max_part_bytes)
     subprocess.run([sys.executable, str(out / "to_pth.py"), str(pth)], check=True)
-    import_checkpoint(str(pth), "mae", str(tmp_path / "in"), config=kit.make_config("mae"))
+    import_checkpoint(str(pth), "mae", str(tmp_path / "in"))
     kit.assert_same(
         trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
     )

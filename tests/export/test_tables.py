@@ -102,8 +102,8 @@ def test_a_model_that_a_format_cannot_hold_is_refused(kit, name, variant, told):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("qkv_bias", False, "qkv_bias = False is not supported"),
-        ("architectures", ["BertModel"], "'BertModel' is not supported; known are"),
+        ("hidden_act", "relu", "hidden_act = relu with use_gated_mlp = False is not supported"),
+        ("architectures", ["BertModel"], r"'BertModel'\] is not supported; known are"),
         ("hidden_size", None, "lacks hidden_size"),
     ],
 )

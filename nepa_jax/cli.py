@@ -166,10 +166,12 @@ def export(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     from nepa_jax.export.importing import import_checkpoint
     from nepa_jax.export.report import print_names
+    from nepa_jax.export.sources import Choices
 
     report = import_checkpoint(
-        args.path, args.format, args.workdir, allow_partial=args.allow_partial
-    )
+        args.path, args.format, args.workdir, choices=Choices(overrides=args.overrides),
+        allow_partial=args.allow_partial,
+    )  # fmt: skip
     print_names(report.names)
     print(f"done: {args.workdir}/checkpoints/0")
     print(f"next: python -c \"import nepa_jax; nepa_jax.load('{args.workdir}')\"")
@@ -255,8 +257,16 @@ def make_parser() -> argparse.ArgumentParser:
     verb = add(verbs, "pretrain", pretrain, "pretrain a model; the same command resumes",
                "--config=configs/nepa.py:S/16 --config.data.path=DIR --workdir=W")  # fmt: skip
     add_config(verb)
-    verb.add_argument("--workdir", required=True, help="folder for checkpoints and metrics")
+    verb.add_argument("--workdir", help="folder for checkpoints and metrics")
+    verb.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the config, as a file that runs again, and stop",
+    )
+    verb.epilog += "; `nepa-jax configs` lists the recipes, and configs/base.py every key"
     add_hosts(verb)
+
+    add(verbs, "configs", list_configs, "list the recipes: sizes, parameters, cost of a step", "")
 
     verb = add(
         verbs,
@@ -282,6 +292,10 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("path", help="file or folder of weights")
     verb.add_argument("--format", required=True, help="as for export")
     verb.add_argument("--workdir", required=True, help="new workdir for the weights")
+    verb.epilog += (
+        "; --config.KEY=VALUE, such as --config.model.num_heads=12, where files do not say it"
+    )
+    verb.set_defaults(config=None)
     verb.add_argument(
         "--allow-partial", action="store_true", help="though names are missing or left over"
     )

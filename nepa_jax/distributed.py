@@ -1,27 +1,25 @@
 """Several hosts as one run: start together, agree on what they run, stop at the same step."""
 
 import atexit
+import ipaddress
 import json
 import os
-import signal
+import re
 import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
 from jax._src import clusters
 from jax._src import distributed as jax_distributed
-from jax.experimental import multihost_utils
 
 from nepa_jax import rendezvous
 from nepa_jax.base.text import printable
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UnavailableError, UserError, in_short
 from nepa_jax.rendezvous import Place
 
 ARRIVAL_TIMEOUT_S = 300  # hosts of a pod start minutes apart: images are pulled, names spread
@@ -29,10 +27,13 @@ CONNECT_TIMEOUT_S = 60  # of jax itself, once all have met
 HEARTBEAT_TIMEOUT_S = 30  # after a host died without a word, the others end within a minute
 COMPARE_TIMEOUT_S = 300  # the slowest host may still be opening its data
 LEAVE_TIMEOUT_S = 5  # after an error: do the others fail too?
-SAME_NOTICE_S = 1.0  # supervisors signal a process and its group: that is one notice
+MOST_PROCESSES = 100_000  # ten times the largest pods
+ADDRESS = re.compile(r"(\[(?P<ip6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[\w.%:-]+)):(?P<port>[0-9]{1,5})")
 
 
-def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def start(
+    coordinator: str | None, processes: int | None, process: int | None, workdir: str = ""
+) -> None:
     """Joins this process to the others of its run; does nothing if there are none.
 
     Must be called before jax touches devices. From then on a host that dies ends the others with
@@ -44,10 +45,13 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
             pod's metadata, SLURM, GKE or Kubernetes, if this is such a place.
         processes: how many there are.
         process: which one this is, from 0.
+        workdir: tells this run from others that hosts may meet by mistake; the environment variable
+            ``NEPA_JAX_TOKEN`` does so in its place, and a secret one keeps strangers out.
 
     Raises:
-        UserError: values are missing or wrong, the port is taken, the host is unknown, or not all
-            processes arrive within ``ARRIVAL_TIMEOUT_S``.
+        UserError: values are missing or wrong, or the port is taken.
+        UnavailableError: the host is unknown, or not all processes arrive within
+            ``ARRIVAL_TIMEOUT_S``.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     local_devices = None
@@ -56,20 +60,39 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
         if coordinator is None and processes is None:
             return
         given = {"coordinator": coordinator, "processes": processes, "process": process}
-    place = checked(given)
+    place = checked(given, os.environ.get("NEPA_JAX_TOKEN") or os.path.normpath(workdir))
     if place.processes == 1:
         return
     print(f"process {place.process} of {place.processes}: joining {place.address}", flush=True)
     rendezvous.meet(place, ARRIVAL_TIMEOUT_S)
-    jax.distributed.initialize(
-        place.address,
-        place.processes,
-        place.process,
-        local_devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=CONNECT_TIMEOUT_S,
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-    )
+    with unavailable("jax cannot connect the hosts that have met"):
+        jax.distributed.initialize(
+            place.address,
+            place.processes,
+            place.process,
+            local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=CONNECT_TIMEOUT_S,
+            coordinator_bind_address=bind_address(place),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )
+
+
+def bind_address(place: Place) -> str | None:
+    """Where jax's coordinator listens, which process 0 holds; None: as jax does by itself."""
+    if place.process or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    own = rendezvous.own_address(place)
+    return rendezvous.joined(own, place.port) if own else None
+
+
+@contextmanager
+def unavailable(what: str) -> Iterator[None]:
+    """An error of jax's service for several hosts is a host or a network that is not there."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise UnavailableError(f"{what}: {in_short(error)}; see the logs of all hosts") from error
 
 
 def surroundings() -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
@@ -82,15 +105,19 @@ def surroundings() -> tuple[str | None, int | None, int | None, Sequence[int] | 
         return clusters.ClusterEnv.auto_detect_unset_distributed_params(
             os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, ARRIVAL_TIMEOUT_S
         )
-    except Exception as error:  # whatever a metadata server or a cluster's API answers
+    except OSError as error:  # of the network: a metadata server that does not answer
+        raise UnavailableError(
+            f"this looks like a cluster, but nobody says who belongs to the run ({in_short(error)})"
+        ) from None
+    except Exception as error:  # whatever else a metadata server or a cluster's API answers
         raise UserError(
-            f"this looks like a cluster, but it does not say who belongs to the run ({error}); "
-            "give --coordinator=HOST:PORT --processes=N --process=I, or --coordinator=localhost:1234 "
-            "--processes=1 --process=0 for this machine alone"
+            "this looks like a cluster, but it does not say who belongs to the run "
+            f"({in_short(error)}); give --coordinator=HOST:PORT --processes=N --process=I, or "
+            "--coordinator=localhost:1234 --processes=1 --process=0 for this machine alone"
         ) from None
 
 
-def checked(given: Mapping[str, Any]) -> Place:
+def checked(given: Mapping[str, Any], token: str) -> Place:
     """The three values as a place.
 
     Raises:
@@ -101,19 +128,29 @@ def checked(given: Mapping[str, Any]) -> Place:
         there = ", ".join(name for name in given if name not in missing)
         raise UserError(f"{there} without {', '.join(missing)}; give all three, or none")
     coordinator, processes, process = given.values()
-    host, colon, port = coordinator.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    written = ADDRESS.fullmatch(coordinator)
+    if not written or not 0 < int(written["port"]) < 65536:
         raise UserError(
             f"--coordinator={coordinator}: is not HOST:PORT; give for example 10.0.0.2:8476"
         )
-    if processes < 1:
-        raise UserError(f"--processes={processes}: give the number of processes, 1 or more")
+    host = written["ip6"] or written["host"]
+    with suppress(ValueError):  # a name
+        host = str(ipaddress.ip_address(host))
+    if host in ("0.0.0.0", "::"):
+        raise UserError(
+            f"--coordinator={coordinator}: is no address that others can reach; give process 0's "
+            "name or address as the other hosts see it"
+        )
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise UserError(
+            f"--processes={processes}: give the number of processes, 1 to {MOST_PROCESSES}"
+        )
     if not 0 <= process < processes:
         raise UserError(
             f"--process={process}: is not among the {processes} of --processes; "
             f"give 0 to {processes - 1}, each once"
         )
-    return Place(host.strip("[]"), int(port), processes, process)
+    return Place(host, int(written["port"]), processes, process, token)
 
 
 @contextmanager
@@ -170,11 +207,13 @@ def compare_hosts(facts: Mapping[str, str]) -> None:
 
     Raises:
         UserError: on all of them alike, naming each fact that differs, its values and their
-            processes; or a process gave no facts within ``COMPARE_TIMEOUT_S``.
+            processes.
+        UnavailableError: a process gave no facts within ``COMPARE_TIMEOUT_S``, or is gone.
     """
     if not jax.distributed.is_initialized():
         return
-    rows = exchange(json.dumps({"name": socket.gethostname(), "facts": dict(facts)}))
+    with unavailable("the hosts could not compare what they run"):
+        rows = exchange(json.dumps({"name": socket.gethostname(), "facts": dict(facts)}))
     hosts = [json.loads(row) for row in rows]
     titles = [f"process {i} ({host['name']})" for i, host in enumerate(hosts)]
     problems = differences([host["facts"] for host in hosts], titles)
@@ -189,7 +228,8 @@ def exchange(value: str) -> list[str]:
     """Everyone's value, in order of the processes.
 
     Raises:
-        UserError: some process gave none in time.
+        UnavailableError: some process gave none in time.
+        jax.errors.JaxRuntimeError: it is gone.
     """
     # Not jax.process_index(), which starts the devices: what differs may break just that.
     me, processes = (
@@ -213,7 +253,7 @@ def read(key: str, process: int, deadline: float) -> str:
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
-        raise UserError(
+        raise UnavailableError(
             f"process {process} did not say what it runs within {COMPARE_TIMEOUT_S} s; see its log"
         ) from None
 
@@ -237,54 +277,3 @@ def most_common(values: Sequence[str]) -> str:
     """The value of most; of process 0 if that is undecided."""
     counts = Counter(values)
     return max(values, key=lambda value: (counts[value], value == values[0]))
-
-
-# Preemption
-
-
-class Preemption:
-    """Whether the run was asked to stop: by SIGTERM, or by a notice that the platform sends so.
-
-    Several processes: jax's preemption service took SIGTERM over when the run started. A signal to
-    any of them makes ``requested`` true on all at one step, the first that none has passed; more
-    signals change nothing, so launchers end a run that does not obey with SIGKILL. Cloud TPUs turn
-    a maintenance notice into SIGTERM where Autocheckpoint is enabled; Kubernetes, SLURM and the
-    shutdown of a machine send it anyway.
-
-    One process: a handler of its own, while the context is open. A second SIGTERM ends the process
-    at once, as SIGINT always does.
-    """
-
-    def __init__(self) -> None:
-        self._noticed_at: float | None = None
-        self._former: Any = None
-        # Python allows signal handlers in the main thread only.
-        self._own_handler = (
-            not jax.distributed.is_initialized()
-            and threading.current_thread() is threading.main_thread()
-        )
-
-    def requested(self, step: int) -> bool:
-        """Whether to save and stop now; all processes must ask at every step, with its number."""
-        if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._noticed_at is not None
-
-    def __enter__(self) -> "Preemption":
-        if self._own_handler:
-            self._former = signal.signal(signal.SIGTERM, self._notice)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._own_handler:
-            signal.signal(signal.SIGTERM, self._former)
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._noticed_at is None:
-            self._noticed_at = now
-            # Not print: the signal may have interrupted one.
-            os.write(2, b"SIGTERM: stopping after this step; a second one ends at once\n")
-        elif now - self._noticed_at > SAME_NOTICE_S:
-            signal.signal(signal.SIGTERM, self._former)
-            signal.raise_signal(signal.SIGTERM)

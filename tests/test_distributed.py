@@ -1,13 +1,15 @@
 """Several processes as one run: how they meet, compare, stop, and what mistakes say."""
 
+import json
 import os
-import signal
+import re
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -16,8 +18,8 @@ from ports import free_port
 
 from nepa_jax import distributed, rendezvous
 from nepa_jax.distributed import differences, start
-from nepa_jax.errors import UserError
-from nepa_jax.rendezvous import Place
+from nepa_jax.errors import UnavailableError, UserError
+from nepa_jax.rendezvous import Place, listen, mark, meet, own_address
 
 
 def child(script: str, *arguments: object) -> subprocess.Popen:
@@ -44,6 +46,7 @@ def finish(processes: list[subprocess.Popen], timeout_s: float = 60) -> list[tup
 # Mistakes
 
 
+@pytest.mark.trial
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
@@ -53,20 +56,34 @@ def finish(processes: list[subprocess.Popen], timeout_s: float = 60) -> list[tup
         (("here:port", 2, 0), ["--coordinator=here:port", "HOST:PORT"]),
         (("here:70000", 2, 0), ["--coordinator=here:70000", "HOST:PORT"]),
         ((":1234", 2, 0), ["--coordinator=:1234", "HOST:PORT"]),
-        (("here:1", 0, 0), ["--processes=0", "1 or more"]),
+        (("http://here:1", 2, 0), ["--coordinator=http://here:1", "HOST:PORT"]),
+        (("here there:1", 2, 0), ["--coordinator=here there:1", "HOST:PORT"]),
+        (("here:" + "1" * 5000, 2, 0), ["HOST:PORT"]),
+        (("[::1:80", 2, 0), ["--coordinator=[::1:80", "HOST:PORT"]),
+        (("0.0.0.0:80", 2, 0), ["--coordinator=0.0.0.0:80", "no address that others can reach"]),
+        (("[::]:80", 2, 0), ["--coordinator=[::]:80", "no address that others can reach"]),
+        (("here" * 20 + ":1", 2, 0), ["cannot be the name of a machine"]),
+        (("here:1", 0, 0), ["--processes=0", "1 to 100000"]),
+        (("here:1", 10**9, 0), ["--processes=1000000000", "1 to 100000"]),
         (("here:1", 2, 2), ["--process=2", "0 to 1"]),
         (("here:1", 2, -1), ["--process=-1", "0 to 1"]),
-        (("no-such-host.invalid:1", 2, 0), ["no-such-host.invalid", "unknown here"]),
     ],
 )
-def test_a_wrong_value_is_one_error(values, parts, monkeypatch):
-    monkeypatch.setattr(rendezvous, "NAME_TIMEOUT_S", 0)
+def test_a_wrong_value_is_one_error(values, parts):
     with pytest.raises(UserError) as error:
         start(*values)
     for part in parts:
         assert part in str(error.value)
 
 
+@pytest.mark.trial
+def test_an_unknown_host_may_become_known(monkeypatch):
+    monkeypatch.setattr(rendezvous, "NAME_TIMEOUT_S", 0)
+    with pytest.raises(UnavailableError, match=r"no-such-host\.invalid.* is unknown here"):
+        start("no-such-host.invalid:1", 2, 0)
+
+
+@pytest.mark.trial
 def test_a_taken_port_is_named():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
@@ -86,7 +103,7 @@ def test_a_host_that_never_arrives_is_an_error_soon(process, parts, monkeypatch)
     monkeypatch.setattr(distributed, "ARRIVAL_TIMEOUT_S", 1)
     address = f"localhost:{free_port()}"
     began = time.monotonic()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UnavailableError) as error:  # launchers try again
         start(address, 3, process)
     assert time.monotonic() - began < 5
     for part in [address, *parts]:
@@ -98,59 +115,271 @@ def test_a_host_that_never_arrives_is_an_error_soon(process, parts, monkeypatch)
 
 def outcomes(places: list[Place], timeout_s: float = 10) -> list[str]:
     """What each process is told; they start in the given order."""
-    told = [""] * len(places)
+    meetings = [Attempt(place, timeout_s) for place in places]
+    return [meeting.outcome() for meeting in meetings]
 
-    def run(i: int) -> None:
+
+class Attempt:
+    """One process that meets the others, in a thread."""
+
+    def __init__(self, place: Place, timeout_s: float = 10):
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(place, timeout_s))
+        self._thread.start()
+        if place.process == 0:
+            wait_until_open(place.port)
+        else:
+            time.sleep(0.03)
+
+    def _run(self, place: Place, timeout_s: float) -> None:
         try:
-            rendezvous.meet(places[i], timeout_s)
-        except UserError as error:
-            told[i] = str(error)
+            meet(place, timeout_s)
+        except Exception as error:
+            self.error = error
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(places))]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.1)
-    for thread in threads:
-        thread.join(30)
-    return told
+    def outcome(self) -> str:
+        """What it is told, empty if all have come."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return str(self.error) if self.error else ""
+
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+
+def wait_until_open(port: int) -> None:
+    """Asks the kernel, so that the listener sees nobody."""
+    tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
+    listens = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")
+    while not any(listens.search(table.read_text()) for table in tables):
+        time.sleep(0.01)
+
+
+def at(port: int, process: int, processes: int = 3, token: str = "") -> Place:
+    return Place("localhost", port, processes, process, token)
+
+
+def connect(port: int, *texts: bytes) -> socket.socket:
+    line = socket.create_connection(("localhost", port))
+    for text in texts:
+        line.sendall(text)
+    return line
+
+
+def hello(place: Place, **changes: object) -> bytes:
+    said = dict(
+        mark=mark(place, "hello"), process=place.process, processes=place.processes, name="x"
+    )
+    return json.dumps(said | changes).encode() + b"\n"
 
 
 def test_all_meet_in_any_order():
     port = free_port()
-    assert outcomes([Place("localhost", port, 4, i) for i in (2, 0, 3, 1)]) == [""] * 4
+    assert outcomes([at(port, i, 4) for i in (2, 0, 3, 1)]) == [""] * 4
 
 
 def test_those_who_came_hear_who_did_not():
     port = free_port()
-    told = outcomes([Place("localhost", port, 3, i) for i in (0, 2)], timeout_s=1.5)
+    told = outcomes([at(port, i) for i in (0, 2)], timeout_s=1.5)
     assert all("2 of 3 processes arrived" in text and "missing: 1." in text for text in told)
 
 
-def test_a_number_given_twice_is_named_everywhere():
+def test_one_who_left_may_come_again():
     port = free_port()
-    told = outcomes([Place("localhost", port, 3, i) for i in (0, 1, 1)])
-    assert all("--process=1 was started twice" in text for text in told)
-
-
-def test_different_counts_are_named_everywhere():
-    port = free_port()
-    told = outcomes([Place("localhost", port, 3, 0), Place("localhost", port, 4, 1)])
-    assert all("--processes=4" in text and "process 0 with 3" in text for text in told)
-
-
-def test_strangers_and_those_who_come_again_do_no_harm():
-    port = free_port()
-    waiting = threading.Thread(target=rendezvous.meet, args=(Place("localhost", port, 3, 0), 10))
-    waiting.start()
+    first = Attempt(at(port, 0))
+    connect(port, hello(at(port, 1))).close()
     time.sleep(0.1)
-    with socket.create_connection(("localhost", port)) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    with socket.create_connection(("localhost", port)) as killed:
-        killed.sendall(b'{"process": 1, "processes": 3, "name": "here"}\n')
-        time.sleep(0.1)
-    assert outcomes([Place("localhost", port, 3, i) for i in (1, 2)]) == [""] * 2
-    waiting.join(10)
-    assert not waiting.is_alive()
+    assert outcomes([at(port, i) for i in (1, 2)]) == [""] * 2 and first.outcome() == ""
+
+
+# Wrong numbers: those who have them hear of it at once, the others go on waiting.
+
+
+@pytest.mark.trial
+def test_a_number_given_twice_is_named(capfd):
+    port = free_port()
+    first, second, again = Attempt(at(port, 0)), Attempt(at(port, 1)), Attempt(at(port, 1))
+    assert "--process=1 was started twice" in again.outcome()
+    assert isinstance(again.error, UserError)
+    assert first.waits() and second.waits() and "started twice" in capfd.readouterr().err
+    assert [Attempt(at(port, 2)).outcome(), second.outcome(), first.outcome()] == [""] * 3
+
+
+@pytest.mark.trial
+def test_another_count_is_named(capfd):
+    port = free_port()
+    first, other = Attempt(at(port, 0), 1.5), Attempt(at(port, 1, processes=4))
+    assert "--processes=4, process 0 with 3" in other.outcome()
+    assert isinstance(other.error, UserError)
+    assert "--processes=4, process 0 with 3" in capfd.readouterr().err
+    assert "missing: 1, 2. " in first.outcome() and "--processes=4" in first.outcome()
+    assert isinstance(first.error, UnavailableError)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("number", [0, -5, 3, 77, 10**4000])
+def test_a_number_that_is_none_of_the_run_is_no_arrival(number):
+    port = free_port()
+    first = Attempt(at(port, 0))
+    with connect(port, hello(at(port, 1), process=number)) as line:
+        answer = json.loads(line.makefile().readline())
+    assert answer["code"] == 2 and "number the processes from 0 to 2" in answer["error"]
+    assert outcomes([at(port, i) for i in (1, 2)]) == [""] * 2 and first.outcome() == ""
+
+
+# Strangers
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("values", [("a", "b"), ("", "b")])
+def test_two_runs_at_one_port_do_not_mix(values, capfd):
+    port = free_port()
+    mine, other = (at(port, 1, 2, token) for token in values)
+    first, stranger = Attempt(at(port, 0, 2, values[0])), Attempt(other, 1)
+    assert "another run is there, whose --workdir or NEPA_JAX_TOKEN" in stranger.outcome()
+    assert isinstance(stranger.error, UnavailableError) and first.waits()
+    assert [Attempt(mine).outcome(), first.outcome()] == ["", ""]
+    printed = capfd.readouterr().err
+    assert "belongs to another run" in printed and "does not answer as process 0" in printed
+
+
+def test_an_answer_does_not_serve_as_a_hello():
+    place = at(1, 0)
+    assert mark(place, "hello") != mark(place, "answer") and "token" not in repr(place)
+
+
+STRANGE = {
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+    "nothing": b"",
+    "binary": bytes(range(255, 0, -1)),
+    "deep": b"[" * 4000 + b"\n",
+    "deeper": b'{"a":' * 3000 + b"\n",
+    "infinity": b'{"process": Infinity, "processes": 3, "name": "x", "mark": ""}\n',
+    "nan": b'{"process": NaN, "processes": 3, "name": "x", "mark": ""}\n',
+    "true": b'{"process": true, "processes": 3, "name": "x", "mark": ""}\n',
+    "digits": b'{"process": ' + b"1" * 9000 + b', "processes": 3, "name": "x", "mark": ""}\n',
+    "half a pair": b'{"process": 1, "processes": 3, "name": "\\ud800", "mark": "\\ud800"}\n',
+    "null": b"null\n",
+    "list": b"[1]\n",
+    "empty": b"{}\n",
+    "too long": b"x" * 100_000,
+    "no token": b'{"process": 1, "processes": 3, "name": "x"}\n',
+    "escapes": b'{"process": 1, "processes": 3, "name": "\\u001b]0;owned\\u0007\\n", "mark": ""}\n',
+}
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE)
+def test_a_stranger_is_told_and_changes_nothing(text, capfd):
+    port = free_port()
+    first = Attempt(at(port, 0))
+    connect(port, text).close()
+    assert outcomes([at(port, i) for i in (1, 2)]) == [""] * 2 and first.outcome() == ""
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: ignored while the hosts meet: ") and line.isprintable()
+
+
+@pytest.mark.trial
+def test_many_who_say_nothing_delay_nobody(capfd):
+    port = free_port()
+    first = Attempt(at(port, 0))
+    idle = [connect(port, b"x") for _ in range(200)]
+    began = time.monotonic()
+    assert outcomes([at(port, i) for i in (1, 2)]) == [""] * 2 and first.outcome() == ""
+    assert time.monotonic() - began < 2
+    assert len(capfd.readouterr().err.splitlines()) == 1  # not one each
+    for line in idle:
+        line.close()
+
+
+@pytest.mark.trial
+def test_many_kinds_of_strangers_are_no_flood(capfd):
+    port = free_port()
+    first = Attempt(at(port, 0), 1.5)
+    for i in range(40):
+        connect(port, hello(at(port, 1), mark="", name=f"machine {i}")).close()
+    text = first.outcome()
+    assert len(capfd.readouterr().err.splitlines()) == rendezvous.MOST_TOLD + 1
+    assert "Ignored: 30 x others" in text and len(text) < 1000
+
+
+@pytest.mark.trial
+def test_a_byte_now_and_then_keeps_nobody_waiting(monkeypatch):
+    """Neither its own connection nor the meeting lasts longer for it."""
+    monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT_S", 0.5)
+    port = free_port()
+    began = time.monotonic()
+    first = Attempt(at(port, 0), 2)
+    line = connect(port)
+    with pytest.raises(OSError):
+        while time.monotonic() - began < 5:
+            line.sendall(b" ")
+            time.sleep(0.05)
+    assert time.monotonic() - began < 1.5
+    assert "did not say who it is within 0.5 s" in first.outcome()
+    assert time.monotonic() - began < 3
+
+
+FALSE = {
+    "nothing": b"",
+    "empty": b"{}\n",
+    "list": b"[1]\n",
+    "deep": b"[" * 4000 + b"\n",
+    "too long": b"x" * 100_000,
+    "other": json.dumps(dict(mark="", code=0, error="")).encode() + b"\n",
+    "half a pair": b'{"mark": "\\ud800", "code": 2, "error": ""}\n',
+    "code": b'{"mark": "", "code": [], "error": ""}\n',
+}
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("text", FALSE.values(), ids=FALSE)
+def test_a_false_process_0_is_not_obeyed(text):
+    with socket.create_server(("localhost", 0)) as server:
+        guest = Attempt(at(server.getsockname()[1], 1), 0.8)
+        line = server.accept()[0]
+    line.sendall(text)
+    line.close()
+    assert "process 0 did not answer within 1 s" in guest.outcome()
+    assert isinstance(guest.error, UnavailableError)
+
+
+# Where process 0 listens
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("host", "known_as", "own"),
+    [
+        ("localhost", ["::1", "127.0.0.1"], "127.0.0.1"),
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1"),
+        ("node0", ["127.0.1.1"], ""),  # how Debian knows itself
+        ("node0", ["127.0.0.2"], ""),
+        ("node0", ["203.0.113.7"], ""),  # translated on the way here
+        ("203.0.113.7", ["203.0.113.7"], ""),
+        ("node0", ["10.0.0.1", "10.0.0.2"], ""),
+    ],
+)
+def test_process_0_listens_at_the_given_address_if_that_is_its_own(
+    host, known_as, own, monkeypatch, capfd
+):
+    known = [(None, None, None, None, (address, 0)) for address in known_as]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kw: known)
+    place = Place(host, free_port(), 2, 0)
+    with listen(place) as listener:
+        address = listener.getsockname()[0]
+    assert own_address(place) == own and address == (own or "::")
+    assert ("listens at port" in capfd.readouterr().err) == (own == "")
+    bound = distributed.bind_address(place)
+    assert bound == (f"{own}:{place.port}" if own else None)
+
+
+def test_a_name_of_this_machines_own_address_is_listened_at(monkeypatch):
+    """127.0.0.2 stands for a network card's address here: no other is sure to be there."""
+    known = [(None, None, None, None, ("127.0.0.2", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kw: known)
+    monkeypatch.setattr(rendezvous, "is_loopback", lambda address: False)
+    assert own_address(Place("node0", 1, 2, 0)) == "127.0.0.2"
 
 
 # Where the values come from
@@ -219,16 +448,17 @@ def test_one_process_compares_nothing():
 AGREE = """
     import os, signal, sys, time
     from nepa_jax import distributed
+    from nepa_jax.hosts.preemption import Preemption
 
     address, me = sys.argv[1], int(sys.argv[2])
     distributed.start(address, 2, me)
     with distributed.failing_together():
         distributed.compare_hosts({"data": "x"})
         print("equal")
-        with distributed.Preemption() as preemption:
+        with Preemption() as preemption:
             for step in range(400):
                 if me == 1 and step == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in one window of two
                 if preemption.requested(step):
                     break
                 time.sleep(0.03 if me else 0.05)
@@ -274,57 +504,3 @@ def test_one_process_fails_and_the_other_ends_too():
     assert time.monotonic() - began < 45
     assert failed[0] == 2 and "only here" in failed[1], failed[1]
     assert survivor[0] not in (0, None) and "another task died" in survivor[1], survivor[1]
-
-
-# Preemption
-
-
-ALONE = """
-    import signal, time
-    from nepa_jax.distributed import Preemption
-
-    with Preemption() as preemption:
-        print("ready")
-        while not preemption.requested(0):
-            time.sleep(0.01)
-        print("noticed")
-        time.sleep(60)
-"""
-
-
-def test_one_process_notices_sigterm_and_a_second_one_ends_it():
-    process = child(ALONE)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)  # to the group as well: the same notice
-        lines = [process.stdout.readline() for _ in range(2)]
-        assert any("a second one ends at once" in line for line in lines)
-        assert "noticed\n" in lines
-        time.sleep(distributed.SAME_NOTICE_S + 0.2)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
-    finally:
-        process.kill()
-
-
-def test_the_former_handler_comes_back():
-    former = signal.getsignal(signal.SIGTERM)
-    with distributed.Preemption() as preemption:
-        assert signal.getsignal(signal.SIGTERM) != former
-        assert not preemption.requested(0)
-    assert signal.getsignal(signal.SIGTERM) == former
-
-
-def test_another_thread_may_ask_too():
-    asked = []
-
-    def ask() -> None:
-        with distributed.Preemption() as preemption:
-            asked.append(preemption.requested(0))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    assert asked == [False]

@@ -1,6 +1,9 @@
 """Who may import whom: the design's arrows, read from the source."""
 
 import ast
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,8 +34,12 @@ ONLY_IN = {
 
 def imports(path: Path) -> set[str]:
     """Modules a file imports, at any depth."""
+    return imports_of(ast.parse(path.read_text()))
+
+
+def imports_of(tree: ast.AST) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -57,6 +64,50 @@ def test_a_file_imports_only_what_it_may(path):
             assert _inside_function(path, top), f"{place} imports {top}"
 
 
+# Ways out of a room that are meant: they are not followed any further.
+OPEN = {("config", "data"), ("models.layers", "mesh"), ("loading", "export")}
+
+
+def module_of(path: Path) -> str:
+    """A file's dotted name below the package; a room's ``__init__`` is the room."""
+    dotted = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def outer_imports(path: Path) -> set[str]:
+    """Modules of the package that are loaded with a file, by their names below it."""
+    tree = ast.parse(path.read_text())
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        and not isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    names = {name for name in imports_of(tree) if name.startswith("nepa_jax.")}
+    return {name.removeprefix("nepa_jax.") for name in names} & {*map(module_of, FILES)}
+
+
+@cache
+def import_graph() -> dict[str, set[str]]:
+    return {module_of(path): outer_imports(path) for path in FILES}
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_nothing_that_may_not_be_imported_is_reached_through_others(part):
+    graph = import_graph()
+    rooms = {name: name.split(".")[0] for name in graph}
+    assert all(any(rooms[to] == room for to in graph[name]) for name, room in OPEN)
+    todo = [(module_of(path),) for path in FILES if str(path.relative_to(PACKAGE)).startswith(part)]
+    seen = {way[0] for way in todo}
+    while todo:
+        way = todo.pop()
+        for name in graph[way[-1]] - seen:
+            if (way[-1], rooms[name]) not in OPEN:
+                assert rooms[name] not in FORBIDDEN[part], " > ".join((*way, name))
+                seen.add(name)
+                todo.append((*way, name))
+
+
 def _inside_function(path: Path, top: str) -> bool:
     """torch may be imported late by a function; nothing else may."""
     outer = ast.parse(path.read_text()).body
@@ -79,8 +130,52 @@ def test_models_know_of_the_mesh_only_how_to_name_an_activations_axes():
         assert from_mesh <= {"nepa_jax.mesh.constrain"}, path
 
 
-def test_help_and_mistakes_are_answered_without_jax():
+def loaded(code: str, *arguments: str) -> set[str]:
+    """The packages that a fresh Python has loaded after some code."""
+    code += "\nprint('loaded', *{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=PACKAGE.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {*done.stdout.rpartition("loaded ")[2].split()}
+
+
+VERB = """
+import sys
+from nepa_jax.cli import main
+try:
+    main(sys.argv[2:])
+except SystemExit as end:
+    assert end.code == int(sys.argv[1]), end.code
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (0, ["--help"]),
+        (0, ["pretrain", "--help"]),
+        (2, ["pretrain", "--config=no/such/file.py", "--workdir=w"]),
+        (2, ["pretrain", "--config=configs/nepa.py:XXL", "--workdir=w"]),
+        (2, ["pretrain", "--config=configs/nepa.py", "--config.optim.lrr=1", "--workdir=w"]),
+        (2, ["pretrain", "--nope"]),
+    ],
+    ids=str,
+)
+def test_help_and_mistakes_are_answered_without_jax(code, arguments):
     """A command line that takes seconds to say what is wrong is not used twice."""
-    outer = ast.parse((PACKAGE / "cli.py").read_text()).body
-    modules = {node.module for node in outer if isinstance(node, ast.ImportFrom)}
-    assert modules == {"collections.abc", "pathlib", "typing", "nepa_jax.errors"}
+    assert not loaded(VERB, str(code), *arguments) & {"jax", "flax", "orbax", "grain", "cv2"}
+
+
+def test_training_loads_nothing_of_plots_and_of_other_libraries():
+    strangers = {
+        "matplotlib",
+        "skimage",
+        "sklearn",
+        "torch",
+        "transformers",
+        "timm",
+        "tensorboardX",
+    }
+    found = loaded("import sys, nepa_jax.train")
+    assert "jax" in found and not found & strangers

@@ -3,6 +3,7 @@
 import errno
 import re
 import reprlib
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise UserError(f"data folder {path} is not on this machine: mount it, or copy it here")
     file = root / MANIFEST
     try:
-        data = file.read_bytes()
+        data = _read_regular(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         if root.is_dir():
             raise UserError(
@@ -126,6 +127,13 @@ def cannot_read(file: str | Path, error: OSError) -> UserError | UnavailableErro
         f"{file} cannot be read ({error.strerror}): look whether its storage is there and mounted, "
         "then give the same command again"
     )
+
+
+def _read_regular(file: Path) -> bytes:
+    """A pipe in the place of a file would be waited for, and a device has no end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EISDIR, "not a regular file")
+    return file.read_bytes()
 
 
 def _check_version(manifest: Mapping[str, Any], file: str) -> None:

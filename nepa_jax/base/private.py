@@ -18,11 +18,14 @@ def private_folder(*names: str) -> Path:
     """
     folder = _cache()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("", *names):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder)
+        os.chmod(folder, 0o700)  # others may have been let in by a umask
+        for name in names:
             folder = folder / name
             folder.mkdir(mode=0o700, exist_ok=True)
-            _check(folder)
+            _check_owner(folder)
+            _check_closed(folder)
     except OSError as error:
         raise UserError(
             f"cannot use the folder {folder} ({error.strerror}): set XDG_CACHE_HOME to one that "
@@ -49,17 +52,17 @@ def _cache() -> Path:
     return Path(home, ".cache", "nepa_jax")
 
 
-def _check(folder: Path) -> None:
+def _check_owner(folder: Path) -> None:
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise UserError(
             f"{folder} is a link, or belongs to another user: remove it, or set XDG_CACHE_HOME to "
             "a folder that is yours"
         )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+
+
+def _check_closed(folder: Path) -> None:
+    if os.lstat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(
-            f"{folder} can be written by other users: remove it, or look through it and "
-            f"`chmod 700 {folder}`"
+            f"{folder} can be written by other users: remove it, and give the command again"
         )
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        os.chmod(folder, 0o700)

@@ -54,7 +54,7 @@ def by_labels(
     """
     rows = _read_rows(labels, images, scratch, left_out)
     found = _matched(rows, images, source)
-    if 2 * len(found) <= len(images):
+    if 2 * len(found) < len(images):
         missing = next(image.path for image in images if image.path not in found)
         raise UserError(
             f"--labels has no class for {len(images) - len(found)} of {len(images)} images of "
@@ -81,10 +81,10 @@ def by_labels(
 
 
 def _read_rows(labels: Path, images: Sequence[File], scratch: Path, left_out: LeftOut) -> Rows:
-    if not labels.exists():
+    if not (labels.is_file() or labels.is_dir()):
         raise UserError(
-            f"--labels={labels} does not exist: give a table of file names and classes, or the "
-            "devkit"
+            f"--labels={labels} does not exist, or is no file: give a table of file names and "
+            "classes, or the devkit"
         )
     if labels.is_dir() or labels.suffix in (".gz", ".tgz", ".tar", ".zip"):
         return _validation_rows(labels, scratch)

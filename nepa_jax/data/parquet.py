@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from nepa_jax.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, first_of, plain
 from nepa_jax.data.left_out import LeftOut
 from nepa_jax.data.listing import IMAGE_SUFFIXES, LARGE, MAX_BYTES, Example, Listing
 from nepa_jax.data.progress import progress, warn
-from nepa_jax.data.splits import same_split, split_of
+from nepa_jax.data.splits import same_split, split_of, splits_of
 from nepa_jax.errors import UserError, in_short
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ def _files(path: Path, split: str, left_out: LeftOut) -> Sequence[Path]:
     """The files of a split, in order."""
     if path.is_file():
         return [path]
-    parts = [_part(file, path) for file in _parquet_files(path)]
+    files = _parquet_files(path)
+    named_after = splits_of({_shard(file)[0] for file in files})
+    parts = [_part(file, path, named_after) for file in files]
     named = [part for part in parts if part.split]
     chosen = named or parts
     for part in parts if named else ():
@@ -174,19 +176,26 @@ def _files(path: Path, split: str, left_out: LeftOut) -> Sequence[Path]:
     return [part.file for part in chosen]
 
 
-def _part(file: Path, root: Path) -> Part:
-    stem, folders = file.name[: -len(file.suffix)], list(file.relative_to(root).parts[:-1])
-    found = SHARD.fullmatch(stem)
-    prefix, shard, of = found.groups() if found else (stem, None, None)
-    number, total = int(shard) if shard else None, int(of) if of else None
-    if prefix and (of or split_of(prefix)):  # any word, where it is of the hub's form
+def _part(file: Path, root: Path, named_after: Collection[str]) -> Part:
+    """`named_after` has the words that mean a split, among those that files begin with."""
+    folders = list(file.relative_to(root).parts[:-1])
+    prefix, number, total = _shard(file)
+    if prefix in named_after or (prefix and total):  # any word, where it is of the hub's form
         return Part(file, _subset(folders), prefix, number, total)
-    if split_of(stem):  # train2017
-        return Part(file, _subset(folders), stem, None)
-    if inner := next((name for name in reversed(folders) if split_of(name)), None):
+    inner = next((name for name in reversed(folders) if split_of(name)), None)
+    if inner:
         folders.remove(inner)
-        return Part(file, _subset(folders), inner, number, total)
-    return Part(file, _subset(folders), None, number, total)
+    return Part(file, _subset(folders), inner, number, total)
+
+
+def _shard(file: Path) -> tuple[str, int | None, int | None]:
+    """What a file's name begins with, its number and how many there are."""
+    stem = file.name[: -len(file.suffix)]
+    found = SHARD.fullmatch(stem)
+    if not found:
+        return stem, None, None
+    prefix, number, total = found.groups()
+    return prefix or "", int(number), int(total) if total else None
 
 
 def _subset(folders: Sequence[str]) -> str:

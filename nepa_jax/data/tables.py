@@ -34,7 +34,12 @@ def read_table(path: Path, left_out: LeftOut) -> list[Sequence[str]]:
     Raises UserError if the file is no such text, or empty.
     """
     text = _read_text(path)
-    rows = _rows(text, _delimiter(text), path)
+    try:
+        rows = _rows(text, _delimiter(text))
+    except csv.Error as error:
+        raise UserError(
+            f"--labels={path} is no table ({error}): save it as CSV in UTF-8"
+        ) from error
     if not rows:
         raise UserError(f"--labels={path} is empty: write `FILE_NAME CLASS` in each line")
     width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -64,22 +69,13 @@ def _delimiter(text: str) -> str:
     lines = [line for line in text.splitlines()[: 2 * SAMPLE] if line.strip()][:SAMPLE]
 
     def agreeing(delimiter: str) -> int:
-        widths = Counter(len(row) for row in _parse("\n".join(lines), delimiter))
+        widths = Counter(len(row) for row in _rows("\n".join(lines), delimiter))
         return max((count for width, count in widths.items() if width > 1), default=0)
 
     return max(DELIMITERS, key=agreeing)  # the first of the best
 
 
-def _rows(text: str, delimiter: str, path: Path) -> list[Sequence[str]]:
-    try:
-        return _parse(text, delimiter)
-    except csv.Error as error:
-        raise UserError(
-            f"--labels={path} is no table ({error}): save it as CSV in UTF-8"
-        ) from error
-
-
-def _parse(text: str, delimiter: str) -> list[Sequence[str]]:
+def _rows(text: str, delimiter: str) -> list[Sequence[str]]:
     csv.field_size_limit(MAX_CELL)
     if delimiter == " ":  # any blanks, also at the ends
         text = "\n".join(" ".join(line.split()) for line in text.splitlines())

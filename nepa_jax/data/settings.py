@@ -4,12 +4,12 @@ Loads nothing: a config is checked before any library that it needs is.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
 from nepa_jax.base.memory import memory_bytes
+from nepa_jax.base.sections import WRONG, Bound, fitted, shown, wanted
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,16 @@ class LoaderConfig:
     erase_prob: float = 0.0
 
 
-class Range(NamedTuple):
-    """The least and greatest value of a number, and one that is worth a try."""
-
-    least: float
-    most: float
-    suggestion: str
-
-
-RANGES = {
-    "batch_size": Range(1, 1 << 24, "256"),
-    "crop_pct": Range(0.1, 1, "0.875"),
-    "num_workers": Range(0, 256, "0"),  # of 45 MiB each; no machine has more cores to spare
-    "num_threads": Range(1, 1024, "one per core"),  # 50 keep a bucket busy, all waiting for it
-    "read_ahead": Range(1, 1024, "2"),
-    "max_bad_rate": Range(0, 1, "0.001"),
-    "erase_prob": Range(0, 1, "0.25"),
+BOUNDS = {
+    "image_size": Bound("[1, 16384]", "224"),  # px
+    "batch_size": Bound("[1, 16777216]", "256"),
+    "crop_scale": Bound("(0, 1]", "(0.2, 1.0)"),
+    "crop_pct": Bound("[0.1, 1]", "0.875"),
+    "num_workers": Bound("[0, 256]", "0"),  # of 45 MiB each; no machine has more cores to spare
+    "num_threads": Bound("[1, 1024]", "one per core"),  # 50 keep a bucket busy, all waiting for it
+    "read_ahead": Bound("[1, 1024]", "2"),
+    "max_bad_rate": Bound("[0, 1]", "0.001"),
+    "erase_prob": Bound("[0, 1]", "0.25"),
 }
 
 # Named here, where nothing heavy is loaded; each is implemented in a table of these keys.
@@ -72,28 +66,27 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "policy": ("none", "rand_augment", "three_augment", "color_jitter"),  # augment.POLICIES
 }
 
-MAX_SIDE = 1 << 14  # px
 WORKER_BYTES = 64 << 20  # a process, without its batch
 SHARE_OF_MEMORY = 0.75  # that the loader may want
 
-# These belong to the model in the config of a run.
-PLACES = {"image_size": "model.image_size", "channels": "model.in_channels"}
+# These have other names in the config of a run.
+PLACES = {"image_size": "model.image_size", "channels": "model.in_channels", "seed": "run.seed"}
 
 
 def problems(config: LoaderConfig, num_hosts: int = 1) -> list[str]:
     """One line for each wrong value, as `data.key = value: problem; try ...`."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
     wrong = {
         key: f"not a choice; try {' or '.join(map(str, known))}"
         for key, known in CHOICES.items()
-        if getattr(config, key) not in known
+        if values[key] not in known
     }
-    wrong |= {
-        key: f"must be a number from {bound.least} to {bound.most}; try {bound.suggestion}"
-        for key, bound in RANGES.items()
-        if not _within(key, getattr(config, key))
-    }
-    wrong |= _other_problems(config, wrong, num_hosts)
-    return [_line(config, key, text) for key, text in wrong.items()]
+    for key, value in values.items():
+        if key not in CHOICES and key != "path" and (problem := _problem(key, value)):
+            wrong[key] = problem
+    for key, problem in _contradictions(config, num_hosts):
+        wrong.setdefault(key, problem)
+    return [_line(config, key, problem) for key, problem in wrong.items()]
 
 
 def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
@@ -115,31 +108,27 @@ def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
     return [_line(config, max(shares, key=shares.__getitem__), text)]
 
 
-def _line(config: LoaderConfig, key: str, text: str) -> str:
-    return f"{PLACES.get(key, f'data.{key}')} = {getattr(config, key)}: {text}"
+def _line(config: LoaderConfig, key: str, problem: str) -> str:
+    return f"{PLACES.get(key, f'data.{key}')} = {shown(getattr(config, key))}: {problem}"
 
 
-def _within(key: str, value: Any) -> bool:
-    bound = RANGES[key]
-    kind = Real if isinstance(getattr(LoaderConfig, key), float) else Integral
-    return _is(kind, value) and bound.least <= value <= bound.most
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with a value by itself."""
+    default, bound = getattr(LoaderConfig, key), BOUNDS.get(key)
+    if isinstance(default, tuple) and (not isinstance(value, tuple) or len(value) != 2):
+        return f"must be two numbers in brackets; try {default}"
+    if (fit := fitted(value, default, bound)) is WRONG:
+        return f"wrong type; write {wanted(default, bound)}"
+    return None if bound is None or bound.holds(fit) else bound.words()
 
 
-def _other_problems(config: LoaderConfig, known: dict[str, str], num_hosts: int) -> dict[str, str]:
-    wrong, sides, scale = {}, config.image_size, config.crop_scale
-    if not (_are(Integral, sides) and min(sides) > 0 and max(sides) <= MAX_SIDE):
-        wrong["image_size"] = f"must be a side, or (height, width), of 1 to {MAX_SIDE} px; try 224"
-    if "batch_size" not in known and config.batch_size % num_hosts:
+def _contradictions(config: LoaderConfig, num_hosts: int) -> Iterator[tuple[str, str]]:
+    """Keys whose values, each right by itself, do not go together, and why."""
+    if not _problem("batch_size", config.batch_size) and config.batch_size % num_hosts:
         multiple = max(1, round(config.batch_size / num_hosts)) * num_hosts
-        wrong["batch_size"] = f"must be a multiple of the {num_hosts} hosts; try {multiple}"
-    if not (_are(Real, scale) and 0 < scale[0] <= scale[1] <= 1):
-        wrong["crop_scale"] = "must be (low, high) with 0 < low <= high <= 1; try (0.2, 1.0)"
-    return wrong
-
-
-def _are(kind: type, pair: Sequence[Any]) -> bool:
-    return len(pair) == 2 and all(_is(kind, value) for value in pair)
-
-
-def _is(kind: type, value: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+        yield "batch_size", f"must be a multiple of the {num_hosts} hosts; try {multiple}"
+    if (
+        not _problem("crop_scale", config.crop_scale)
+        and config.crop_scale[0] > config.crop_scale[1]
+    ):
+        yield "crop_scale", "the low end comes first; try (0.2, 1.0)"

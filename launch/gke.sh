@@ -41,7 +41,6 @@ max_restarts=100 grace=300 host=0 spot='' hosts=''
 
 # Sets hosts, from a topology such as 16x16.
 count_hosts() {
-  [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || die "--topology=$topology: give for example 16x16"
   local chips=$((${topology//x/*}))
   ((chips % chips_per_host == 0)) ||
     die "--topology=$topology: $chips chips do not divide into --chips-per-host=$chips_per_host"
@@ -65,16 +64,20 @@ install() {
     "https://github.com/kubernetes-sigs/jobset/releases/download/$jobset_version/manifests.yaml"
 }
 
-# A word as a JSON string, which YAML reads too.
+# A word as a JSON string, which YAML reads too. Kubernetes takes $(NAME) for a variable's value and
+# $$ for a dollar.
 json() {
   local word=${1//\\/\\\\}
-  printf '"%s"' "${word//\"/\\\"}"
+  word=${word//\"/\\\"} word=${word//\$/\$\$} word=${word//$'\n'/\\n} word=${word//$'\t'/\\t}
+  [[ $word != *[[:cntrl:]]* ]] || die "argument $1 after -- has characters that YAML cannot hold"
+  printf '"%s"' "$word"
 }
 
 manifest() {
   local text arguments='' word
   for word in "${rest[@]}"; do
-    arguments+="                    - $(json "$word")"$'\n'
+    word=$(json "$word") || exit 2
+    arguments+="                    - $word"$'\n'
   done
   text=$(< "$here/jobset.yaml")
   text=${text//@NAME@/"$name"}
@@ -97,8 +100,7 @@ start() {
   need name image bucket service-account accelerator topology
   ((${#rest[@]})) || die 'nothing to run: give -- pretrain --config=... --workdir=/gcs/BUCKET/...'
   workdir=$(workdir_of "${rest[@]}")
-  [[ $workdir =~ ^/gcs/[A-Za-z0-9_./-]+$ ]] ||
-    die "--workdir=$workdir: the pods' own disks are lost; give /gcs/$bucket/..., in plain letters"
+  in_bucket "$workdir" "$bucket"
   count_hosts
   local text
   text=$(manifest)

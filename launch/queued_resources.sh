@@ -85,11 +85,16 @@ start() { workers start "--grace=$grace" -- "${rest[@]}"; }
 # What is left on other workers ends first.
 restart() { workers stop && start; }
 
+costs() {
+  say "the TPU, if it is there, goes on and costs money until: launch/tpu_vm.sh delete --name=$name --zone=$zone"
+}
+
 failed() {
   failures=$((failures + 1))
   say "failure $failures of $max_failures: $1"
   ((failures < max_failures)) && return
-  say "given up. See: launch/tpu_vm.sh logs --name=$name --zone=$zone; then delete the TPU"
+  say "given up. See: launch/tpu_vm.sh logs --name=$name --zone=$zone"
+  costs
   exit 1
 }
 
@@ -107,7 +112,7 @@ tend() {
       ;;
     'exit 2')
       say "the run's flags or data are wrong: launch/tpu_vm.sh logs --name=$name --zone=$zone"
-      say 'the TPU still runs and costs money; launch/tpu_vm.sh delete, or start this again'
+      costs
       exit 2
       ;;
     exit*)
@@ -128,6 +133,7 @@ show_round() {
 
 main() {
   local found
+  trap 'say "this script ends, the run does not; start it again to look after the run"; costs; exit 130' INT TERM HUP
   until finished; do
     found=$(state)
     say "TPU: $found"
@@ -150,9 +156,6 @@ parse "$@"
 need name zone accelerator-type runtime-version package bucket
 ((${#rest[@]})) || die 'nothing to run: give -- pretrain --config=... --workdir=/gcs/BUCKET/...'
 workdir=$(workdir_of "${rest[@]}")
-case $workdir in
-  gs://*) url=$workdir ;;
-  /gcs/*) url=gs://${workdir#/gcs/} ;;
-  *) die "--workdir=$workdir: is lost with the TPU; give /gcs/$bucket/..." ;;
-esac
+in_bucket "$workdir" "$bucket"
+url=gs://${workdir#/gcs/}
 if [[ $dry_run ]]; then show_round; else main; fi

@@ -31,6 +31,7 @@ flags='name zone project accelerator-type version package bucket grace worker'
 switches='spot autocheckpoint'
 name='' zone='' project='' accelerator_type='' version='' package='' bucket='' spot=''
 autocheckpoint='' grace=300 worker=0
+uv_version=0.13.9
 
 tpu() {
   local verb=$1 release=()
@@ -49,19 +50,24 @@ create() {
     ${spot:+--spot} ${autocheckpoint:+--autocheckpoint-enabled} ${extra[@]+"${extra[@]}"}
 }
 
+# Of what the lock lists, the workers get the tested versions.
 install() {
   need package
-  local url=$package
-  if [[ $package == *.whl && $package != *://* ]]; then
+  local requirement lock=$here/../requirements.lock
+  if [[ $package == *://* ]]; then
+    requirement=$(quoted "nepa-jax[tpu] @ $package")
+    tpu scp "$lock" "$name:" --worker=all
+  else
     [[ -f $package ]] || die "--package=$package: no such file; pip wheel --no-deps -w dist . makes one"
-    tpu scp "$package" "$name:" --worker=all
-    url="file://\$HOME/${package##*/}"
+    requirement="\"nepa-jax[tpu] @ file://\$HOME/${package##*/}\""
+    tpu scp "$package" "$lock" "$name:" --worker=all
   fi
   on_worker all "set -euo pipefail
 mkdir -p ~/nepa
-[ -x ~/nepa/uv ] || curl -LsSf https://astral.sh/uv/install.sh | env UV_UNMANAGED_INSTALL=\$HOME/nepa sh
+[ \"\$(~/nepa/uv --version 2> /dev/null | cut -d ' ' -f 2)\" = $uv_version ] ||
+  curl -LsSf https://astral.sh/uv/$uv_version/install.sh | env UV_UNMANAGED_INSTALL=\$HOME/nepa sh
 ~/nepa/uv venv --quiet --allow-existing --python=3.12 ~/nepa/venv
-~/nepa/uv pip install --quiet --python=\$HOME/nepa/venv --reinstall-package=nepa-jax \"nepa-jax[tpu] @ $url\"
+~/nepa/uv pip install --quiet --python=\$HOME/nepa/venv --constraints=\$HOME/requirements.lock --reinstall-package=nepa-jax $requirement
 ~/nepa/venv/bin/nepa-jax --help > /dev/null"
   [[ -z $bucket ]] || mount_bucket
 }

@@ -40,6 +40,7 @@ def test_help_has_an_example_and_runs_nothing(script, cloud):
     assert code == 0 and "xample" in output and cloud.calls() == []
 
 
+@pytest.mark.trial
 @pytest.mark.parametrize(
     ("script", "arguments", "parts"),
     [
@@ -57,9 +58,26 @@ def test_help_has_an_example_and_runs_nothing(script, cloud):
         ("queued_resources.sh", (*QUEUE, "--", "pretrain"), ["no --workdir=DIR"]),
         ("queued_resources.sh", (*QUEUE, "--", "x", "--workdir=w"), ["--workdir=w", "/gcs/data/"]),
         ("gke.sh", ("pool",), ["missing --cluster=...", "--topology=..."]),
-        ("gke.sh", ("start", *JOBSET, "--topology=16", *VERB), ["--topology=16", "16x16"]),
-        ("gke.sh", ("start", *JOBSET, "--topology=3x3", *VERB), ["9 chips", "--chips-per-host=4"]),
+        ("gke.sh", ("start", *JOBSET[:-1], "--topology=16", *VERB), ["--topology=16", "16x16"]),
+        ("gke.sh", ("start", *JOBSET[:-1], "--topology=3x3", *VERB), ["9 chips", "--chips-per-host=4"]),
         ("gke.sh", ("start", *JOBSET, "--", "x", "--workdir=w"), ["--workdir=w", "/gcs/data/"]),
+        ("gke.sh", ("start", *JOBSET, "--", "x", "--workdir=/gcs/other/w"), ["/gcs/data/"]),
+        ("gke.sh", ("start", *JOBSET, "--", "x", "--workdir=/gcs/data/../../w"), ["/gcs/data/"]),
+        ("gke.sh", ("start", *JOBSET, "--", "x", "--workdir=/gcs/data/$(x)"), ["/gcs/data/"]),
+        ("gke.sh", ("start", *JOBSET, "--", "\x07", "--workdir=/gcs/data/w"), ["cannot hold"]),
+        ("queued_resources.sh", (*QUEUE, "--", "x", "--workdir=gs://data/w"), ["/gcs/data/"]),
+        ("queued_resources.sh", (*QUEUE, "--", "x", "--workdir=/gcs/data/*"), ["/gcs/data/"]),
+        ("queued_resources.sh", (*QUEUE, "--", "x", "--workdir="), ["--workdir=", "empty"]),
+        ("queued_resources.sh", (*QUEUE, *VERB, "--workdir=/gcs/data/b"), ["--workdir", "twice"]),
+        ("tpu_vm.sh", ("create", *TPU, "--zone=z"), ["--zone is given twice"]),
+        ("tpu_vm.sh", ("create", *TPU, "--spot", "--spot"), ["--spot is given twice"]),
+        ("tpu_vm.sh", ("create", *TPU, "--spot=no"), ["--spot takes no value"]),
+        ("tpu_vm.sh", ("create", *TPU, "--project="), ["--project is empty", "leave it out"]),
+        ("tpu_vm.sh", ("create", "--name zone=x"), ["unknown flag --name zone"]),
+        ("tpu_vm.sh", ("create", "--*=x"), ["unknown flag --*"]),
+        ("tpu_vm.sh", ("create", "--=x"), ["unknown flag --"]),
+        ("tpu_vm.sh", ("create", "--flags=x"), ["unknown flag --flags"]),
+        ("tpu_vm.sh", ("create", "--rest=x"), ["unknown flag --rest"]),
         ("slurm.sh", ("submit", *SLURM), ["nothing to run"]),
         ("slurm.sh", ("submit", *VERB), ["missing --name=... --nodes=..."]),
     ],
@@ -70,6 +88,109 @@ def test_a_mistake_is_one_line_and_runs_nothing(script, arguments, parts, cloud)
     for part in parts:
         assert part in error
     assert cloud.calls() == []
+
+
+# Values that would run, or change what is applied, somewhere. No script takes them for any flag.
+HOSTILE = {
+    "command": "b; touch $CLOUD/ran",
+    "substitution": "$(touch $CLOUD/ran)",
+    "backticks": "`touch $CLOUD/ran`",
+    "arithmetic": "host[$(touch $CLOUD/ran)]",
+    "quotes": 'https://x/a.zip"; touch $CLOUD/ran; : "',
+    "url": "git+https://x/$(touch $CLOUD/ran)",
+    "wheel": "a$(touch $CLOUD/ran).whl",
+    "words": "1 0 true; touch $CLOUD/ran; :",
+    "yaml": "i\n securityContext: {privileged: true}",
+    "escape": "i\x1b]0;owned\x07",
+    "flag": "-x",
+    "placeholder": "@GRACE@",
+    "not ASCII": "ä",
+}
+FLAGS = {
+    "tpu_vm.sh": (
+        "start", "name zone project accelerator-type version package bucket grace worker",
+    ),
+    "queued_resources.sh": (
+        "", "name zone project accelerator-type runtime-version package bucket poll max-failures grace",
+    ),
+    "gke.sh": (
+        "start", "cluster location project name machine-type topology chips-per-host jobset-version"
+        " image bucket service-account accelerator namespace max-restarts grace host",
+    ),
+    "slurm.sh": (
+        "submit", "name nodes gpus-per-node time partition account cpus-per-gpu notice max-failures",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("script", FLAGS)
+def test_no_flag_takes_what_could_run_elsewhere(script, value, cloud):
+    refuses(cloud, script, {flag: value for flag in FLAGS[script][1].split()})
+    assert not (cloud.folder / "ran").exists()
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("value", ["0", "-1", "0.5", "08", "1e3", "0x10", "٣", "9" * 20, " 1", "x"])
+def test_numbers_are_whole_and_in_range(value, cloud):
+    refuses(cloud, "slurm.sh", dict.fromkeys(("nodes", "gpus-per-node", "notice"), value))
+    refuses(cloud, "tpu_vm.sh", {"grace": value} | ({} if value == "0" else {"worker": value}))
+    refuses(cloud, "gke.sh", {"chips-per-host": value, "topology": f"{value}x16"})
+
+
+def refuses(cloud, script: str, flags: dict[str, str]) -> None:
+    """Each flag alone is one line, exit code 2, nothing run; all in one shell."""
+    verb, _ = FLAGS[script]
+    calls = "".join(
+        f"bash {LAUNCH / script} {verb} --dry-run {shlex.quote(f'--{flag}={value}')}; echo $? >&2\n"
+        for flag, value in flags.items()
+    )
+    done = subprocess.run(
+        ["bash", "-c", calls],
+        env=cloud.environment,
+        cwd=cloud.folder,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["2"] * len(flags) and done.stdout == "", done.stderr
+    for flag, line in zip(flags, lines[::2], strict=True):
+        assert f"error: --{flag}=" in line and line.isprintable()
+
+
+@pytest.mark.trial
+def test_paths_and_further_flags_are_only_ever_words(cloud):
+    """A job's words are read by a shell again; all that could run there is quoted."""
+    words = [HOSTILE["command"], HOSTILE["substitution"], HOSTILE["quotes"]]
+    for word in words:
+        arguments = ("--name=run", "--nodes=1", "--gpus-per-node=1", "--time=1:00:00")
+        cloud.run("slurm.sh", "submit", *arguments, f"--venv={word}", f"--log={word}",
+                  f"--extra=--comment={word}", *VERB)  # fmt: skip
+        (call,) = cloud.calls()
+        assert f"--output={word}" in call and f"--comment={word}" in call
+        job = shlex.split(call[-1].removeprefix("--wrap="))
+        assert f"--venv={word}" in job
+    for flag in ("--venv=-x", "--log=a\nb", "--extra=x"):
+        assert cloud.run("slurm.sh", "submit", flag)[0] == 2
+
+
+@pytest.mark.trial
+def test_what_is_taken(cloud):
+    """Values that people have."""
+    for arguments in (
+        ("tpu_vm.sh", "delete", "--name=nepa-2", "--zone=us-west4-a", "--project=example.com:p-1"),
+        ("tpu_vm.sh", "create", *TPU, "--accelerator-type=v5litepod-256", "--version=v2-alpha-tpuv5-lite"),
+        ("tpu_vm.sh", "install", *TPU, "--package=git+https://host/o/p.git@v1.0#subdirectory=a"),
+        ("tpu_vm.sh", "install", *TPU, "--package=https://host/p-1+cpu-py3-none-any.whl?a=b&c=%20"),
+        ("gke.sh", "install", "--jobset-version=v0.10.1"),
+        ("slurm.sh", "submit", *SLURM[:3], "--time=2-12:30:00", "--venv=my env", *VERB),
+        ("slurm.sh", "submit", *SLURM, "--account=lab.x", "--partition=a100,h100", *VERB),
+        ("gke.sh", "start", "--image=eu-docker.pkg.dev/p/nepa/nepa_jax@sha256:" + "0" * 64, *JOBSET[:1],
+         *JOBSET[2:], *VERB),
+    ):  # fmt: skip
+        code, _, error = cloud.run(*arguments)
+        assert code == 0, error
 
 
 @pytest.mark.parametrize(
@@ -124,8 +245,10 @@ def test_a_wheel_is_copied_to_all_workers_first(cloud):
     )
     copy, install = cloud.calls()
     assert code == 0, error
-    assert copy[3:] == ["tpu-vm", "scp", "nepa_jax-1-py3-none-any.whl", "pod:", "--worker=all",
-                        "--zone=z"]  # fmt: skip
+    lock = str(LAUNCH / ".." / "requirements.lock")
+    assert copy[3:] == ["tpu-vm", "scp", "nepa_jax-1-py3-none-any.whl", lock, "pod:",
+                        "--worker=all", "--zone=z"]  # fmt: skip
+    assert "--constraints=$HOME/requirements.lock" in " ".join(install)
     assert "--worker=all" in install
     assert 'nepa-jax[tpu] @ file://$HOME/nepa_jax-1-py3-none-any.whl"' in " ".join(install)
 
@@ -289,7 +412,7 @@ def manifest(cloud, *arguments: str) -> dict:
 
 def test_the_jobset_has_the_slice_the_bucket_and_the_arguments(cloud):
     jobset = manifest(
-        cloud, "--max-restarts=7", "--", "pretrain", r"--x=a\"b", "--workdir=/gcs/d/w"
+        cloud, "--max-restarts=7", "--", "pretrain", ARGUMENT, "--workdir=/gcs/data/w"
     )
     assert jobset["metadata"]["name"] == "run"
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 7
@@ -303,7 +426,16 @@ def test_the_jobset_has_the_slice_the_bucket_and_the_arguments(cloud):
     assert pod["terminationGracePeriodSeconds"] == 360
     container = pod["containers"][0]
     assert container["image"] == "i:1" and container["resources"]["limits"] == {"google.com/tpu": 4}
-    assert container["command"][3:] == ["nepa-jax", "pretrain", r"--x=a\"b", "--workdir=/gcs/d/w"]
+    words = [kubernetes_expands(word) for word in container["command"][3:]]
+    assert words == ["nepa-jax", "pretrain", ARGUMENT, "--workdir=/gcs/data/w"]
+
+
+ARGUMENT = '--x=a\\"b\nc\td $(HOSTNAME) $$ & @grace@ é'
+
+
+def kubernetes_expands(word: str) -> str:
+    """As it does with a command's words: two dollars are one, $(NAME) is a variable's value."""
+    return re.sub(r"\$\$|\$\(\w+\)", lambda found: "$" if found[0] == "$$" else "value", word)
 
 
 @pytest.mark.parametrize(
@@ -372,9 +504,11 @@ def test_sbatch_gets_a_job_that_is_told_before_its_time_ends(cloud):
     assert words[-4:] == list(VERB)
 
 
-def start_job(cloud, srun: str) -> subprocess.Popen:
+def start_job(cloud, srun: str, **lines: list[str]) -> subprocess.Popen:
     cloud.environment["SLURM_JOB_ID"] = "77"
-    cloud.answer(f'case "${{0##*/}}" in srun) {srun} ;; scancel) touch "$CLOUD/told" ;; esac')
+    cloud.answer(
+        f'case "${{0##*/}}" in srun) {srun} ;; scancel) touch "$CLOUD/told" ;; esac', **lines
+    )
     workdir = f"--workdir={cloud.folder}"
     return cloud.start("slurm.sh", "job", "--venv=/v", "--", "pretrain", workdir)
 
@@ -393,6 +527,22 @@ def test_a_job_queues_again_unless_done_or_wrong(srun, done, expected, requeued,
     assert step[:5] == ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=1", "timeout", "--foreground"]  # fmt: skip
     assert step[5:] == ["--kill-after=100", "0", "/v/bin/nepa-jax", "pretrain", f"--workdir={cloud.folder}"]  # fmt: skip
     assert others == ([["scontrol", "requeue", "77"]] if requeued else [])
+
+
+@pytest.mark.trial
+def test_a_job_whose_hosts_came_late_starts_again(cloud):
+    job = start_job(cloud, 'exit "$(next codes)"', codes=["1", "134", "0"])
+    job.communicate(timeout=20)
+    assert job.returncode == 0
+    assert [call[0] for call in cloud.calls()] == ["srun", "srun", "srun", "scontrol"]
+
+
+@pytest.mark.trial
+def test_a_job_that_fails_again_and_again_ends(cloud):
+    job = start_job(cloud, "exit 1")
+    _, error = job.communicate(timeout=20)
+    assert job.returncode == 1 and "failure 3 of 3" in error
+    assert [call[0] for call in cloud.calls()] == ["srun"] * 3
 
 
 def test_a_job_passes_its_notice_to_all_processes(cloud):

@@ -68,7 +68,12 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.schedule = dict(total_epochs=800.0, warmup_epochs=40.0, final_lr=0.0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
-    config.checkpoint = dict(every_steps=1000, keep_last=2, keep_every_steps=0)  # 0: none for good
+    config.checkpoint = dict(
+        every_steps=1000,
+        first_minutes=10.0,  # one by time before the first of these; 0: none
+        keep_last=2,
+        keep_every_steps=0,  # 0: none for good
+    )
     config.log = dict(
         every_steps=50,
         tensorboard=False,

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from nepa_jax.config import base_config
 from nepa_jax.errors import UserError
 
+ARGUMENTS = ("nepa", "mae")
+
 
 def get_config(arg: str = "") -> ConfigDict:
     recipes = {"": nepa, "nepa": nepa, "mae": mae}

@@ -15,9 +15,12 @@ from ml_collections import ConfigDict
 
 from nepa_jax.config import base_config, parse_arg
 
+ARGUMENTS = ("Ti/16", "S/16", "B/16", "L/16", "H/14", "g/14")  # what `nepa-jax configs` lists
+PRESETS = ("release", "paper")
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    variant, preset = parse_arg(arg, default="L/16", presets=("release", "paper"))
+    variant, preset = parse_arg(arg, default="L/16", presets=PRESETS)
     config = base_config()
     config.model.update(variant.fields)
     config.model.update(posemb="sincos", init="xavier", norm_eps=1e-6)  # released models_mae.py

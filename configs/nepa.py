@@ -17,11 +17,14 @@ from ml_collections import ConfigDict
 
 from nepa_jax.config import base_config, parse_arg
 
+ARGUMENTS = ("Ti/16", "S/16", "B/14", "L/14", "H/14", "g/14")  # what `nepa-jax configs` lists
+PRESETS = ("release", "paper")
+
 LARGE = ("L", "H", "g")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    variant, preset = parse_arg(arg, default="B/14", presets=("release", "paper"))
+    variant, preset = parse_arg(arg, default="B/14", presets=PRESETS)
     size = variant.name.split("/")[0]
     paper = preset == "paper"
     config = base_config()

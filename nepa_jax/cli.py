@@ -5,11 +5,14 @@ Imports stand inside the verbs, so that --help and mistakes are answered without
 
 import argparse
 import json
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from nepa_jax.base.streams import lost_output, make_standard_streams_last
 from nepa_jax.base.text import printable
 from nepa_jax.errors import RunDiverged, UnavailableError, UserError
 
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb. Exit code 0: done; 2: the input is wrong; 1: anything else."""
-    args, rest = make_parser().parse_known_args(argv)
+    if argv is None:
+        make_standard_streams_last()
     try:
-        args.overrides = parse_overrides(rest, allowed=hasattr(args, "config"))
-        args.run(args)
+        run(argv)
     except UserError as error:
         print(f"nepa-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -35,6 +38,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("nepa-jax: interrupted", file=sys.stderr)
         sys.exit(1)
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Reads the arguments and calls the verb's function.
+
+    Raises:
+        UserError: of the arguments or of the verb.
+        UnavailableError: of the verb, or the output could not be written.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder does not exist any more; cd to another") from None
+    args, rest = make_parser().parse_known_args(argv)
+    for name, value in vars(args).items():
+        if value == "":
+            raise UserError(
+                f"the value of {name.replace('_', '-')} is empty; give one, or leave it out"
+            )
+    args.overrides = parse_overrides(rest, allowed=hasattr(args, "config"))
+    args.run(args)
+    if why := lost_output():
+        raise UnavailableError(f"the output could not be written ({why})")
 
 
 def parse_overrides(rest: Sequence[str], allowed: bool) -> dict[str, str]:
@@ -51,34 +77,51 @@ def parse_overrides(rest: Sequence[str], allowed: bool) -> dict[str, str]:
             raise UserError(
                 f"argument {word!r} is unknown; `nepa-jax VERB --help` lists those there are"
             )
-        overrides[key.removeprefix("--config.")] = value if equals else next(words, "")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise UserError(f"argument {word!r} has no value; write {word}=VALUE")
+        overrides[key.removeprefix("--config.")] = value
     return overrides
 
 
 def load_run_config(args: argparse.Namespace) -> "ConfigDict":
     """The recipe with the command line's overrides."""
-    from nepa_jax.config import apply_overrides, load_config
+    from nepa_jax.config import load_config
 
-    config = load_config(args.config)
-    apply_overrides(config, args.overrides)
-    return config
+    return load_config(args.config, args.overrides)
 
 
 # Verbs
 
 
 def pretrain(args: argparse.Namespace) -> None:
+    from nepa_jax.config import has_own_mesh, to_json, validate
+
+    config = load_run_config(args)
+    if args.print_config:
+        print(to_json(config))
+        return
+    if args.workdir is None:
+        raise UserError("--workdir is missing; give a folder for checkpoints and metrics")
+    if not has_own_mesh(config):  # which is checked with the rest, and that needs jax
+        validate(config)
     from nepa_jax import distributed
 
-    distributed.start(args.coordinator, args.processes, args.process)
+    distributed.start(args.coordinator, args.processes, args.process, args.workdir)
     with distributed.failing_together():
-        config = load_run_config(args)
         from nepa_jax.train import pretrain
 
         pretrain(config, args.workdir)
     if (Path(args.workdir) / "DONE").exists():
         distributed.say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
         distributed.say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+
+
+def list_configs(args: argparse.Namespace) -> None:
+    from nepa_jax.catalogue import print_catalogue
+
+    print_catalogue()
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -99,7 +142,10 @@ def data_prepare(args: argparse.Namespace) -> None:
     )
     for skipped in entry["skipped"]:
         print(printable(f"  left out {skipped['name']}: {skipped['reason']}"))
-    print(f"next: nepa-jax data inspect {args.out}")
+    if "://" in args.out:
+        print(f"next: mount or copy {args.out}, then: nepa-jax data inspect FOLDER")
+    else:
+        print(f"next: nepa-jax data inspect {args.out}")
 
 
 def data_inspect(args: argparse.Namespace) -> None:
@@ -181,7 +227,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = load_run_config(args)
-    from nepa_jax.bench import bench_checkpoint, bench_data, bench_e2e, bench_step
+    from nepa_jax.bench import bench_checkpoint, bench_data, bench_e2e, bench_step, table_of
 
     if args.what == "data":
         result = bench_data(config, against_torch=args.against == "torch")
@@ -197,24 +243,54 @@ def bench(args: argparse.Namespace) -> None:
         print(json.dumps(result))
     if args.json or args.what == "data":  # which prints a table of its own
         return
-    width = max(map(len, result))
-    for name, value in result.items():
-        print(
-            f"{name:{width}}  {value:,.4g}"
-            if isinstance(value, float)
-            else f"{name:{width}}  {value}"
-        )
+    print(table_of(result))
 
 
 # Parsers
 
+FIRST_STEPS = """\
+example:
+  nepa-jax demo                                  everything at once, on images that come with it
+  nepa-jax data prepare PHOTOS --out=data/photos
+  nepa-jax configs                               the recipes
+  nepa-jax pretrain --config=configs/nepa.py:S/16 --config.data.path=data/photos --workdir=runs/nepa
+`nepa-jax VERB --help` has an example for each. documentation: README.md and docs/ of the source"""
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; `{self.prog} --help` tells what there is")
+
+
+def print_versions() -> None:
+    """Ours, Python's and those of the libraries that compute, read and save; devices are not touched."""
+    from importlib.metadata import version
+
+    from nepa_jax import __version__
+
+    print(f"nepa-jax {__version__}")
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy")
+    print(", ".join(f"{name} {version(name)}" for name in names))
+
 
 def make_parser() -> argparse.ArgumentParser:
     """All verbs; a verb with ``--config`` takes ``--config.KEY=VALUE`` too."""
-    parser = argparse.ArgumentParser(
-        prog="nepa-jax", description="Self-supervised pretraining of vision transformers in JAX."
+    parser = Parser(
+        prog="nepa-jax",
+        description="Self-supervised pretraining of vision transformers in JAX.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    parser.add_argument(
+        "--version", action="store_true", help="print versions, for reports of bugs"
+    )
+    parser.set_defaults(run=lambda args: print_versions() if args.version else parser.print_help())
+    verbs = parser.add_subparsers(metavar="VERB")
 
     verb = add(
         verbs,
@@ -226,7 +302,8 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--workdir", default="runs/demo", help="folder for everything it makes")
 
     data = verbs.add_parser("data", help="prepare, inspect and verify data sets")
-    data = data.add_subparsers(required=True, metavar="WHAT")
+    data.set_defaults(run=lambda args: data_parser.print_help())
+    data_parser, data = data, data.add_subparsers(metavar="WHAT")
     verb = add(
         data,
         "prepare",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from nepa_jax.base.sections import (
     WRONG,
@@ -83,6 +83,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     },
     "checkpoint": {
         "every": Bound("(0, 1e12]", "1000"),
+        "first_minutes": Bound("(0, 1e6]", "10.0, or 0 for none", also=(0,)),
         "keep_last": Bound("[1, 1000000]", "2"),
         "keep_every": Bound("(0, 1e12]", "10000, or 0 for none for good", also=(0,)),
     },
@@ -186,12 +187,16 @@ def load_config(spec: str, overrides: Mapping[str, str] = types.MappingProxyType
 
 def base_config() -> ConfigDict:
     """Every key with its default: what recipes start from."""
-    return _load_module(CONFIGS / "base.py").get_config()
+    return recipe_module(CONFIGS / "base.py").get_config()
+
+
+def recipe_files() -> list[Path]:
+    """The recipes that come with the package."""
+    return sorted(path for path in CONFIGS.glob("*.py") if path.name != "base.py")
 
 
 def _recipes() -> str:
-    known = sorted(recipe.name for recipe in CONFIGS.glob("*.py") if recipe.name != "base.py")
-    return f"configs/{{{', '.join(known)}}}"
+    return f"configs/{{{', '.join(path.name for path in recipe_files())}}}"
 
 
 def _find_config(spec: str) -> tuple[Path, str]:
@@ -224,7 +229,7 @@ def _saved_config(path: Path, arg: str) -> ConfigDict:
     try:
         config = from_json(json.dumps(read_json(path, dict)))
     except (OSError, ValueError) as error:
-        raise UserError(f"config {path}: {in_short(error)}") from None
+        raise UserError(f"config {path}: {getattr(error, 'strerror', error)}") from None
     _fill_in(config, path)
     config = _checked(config, str(path))
     if config.optim.get("lr") is not None:
@@ -259,7 +264,7 @@ def _fill_in(config: ConfigDict, path: Path) -> None:
 
 def _recipe(path: Path, arg: str) -> ConfigDict:
     with _errors_in(path):
-        module = _load_module(path)
+        module = recipe_module(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UserError(f"config {path}: has no function get_config(arg)")
@@ -273,7 +278,8 @@ def _recipe(path: Path, arg: str) -> ConfigDict:
     return _checked(config, str(path))
 
 
-def _load_module(path: Path) -> types.ModuleType:
+def recipe_module(path: Path) -> types.ModuleType:
+    """A recipe's code: ``get_config``, and what it says of itself in ``ARGUMENTS`` and ``PRESETS``."""
     if path.parent != CONFIGS and str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last: nothing installed is hidden by a file there
     spec = importlib.util.spec_from_file_location(f"nepa_jax_config_{path.stem}", path)
@@ -313,20 +319,29 @@ def _checked(config: Any, source: str) -> ConfigDict:
             f"config {source}: gives a {type(config).__name__}, not a ConfigDict; begin with "
             "nepa_jax.config.base_config()"
         )
-    config = ConfigDict(config) if config.is_locked else config  # a FrozenConfigDict, too
+    if config.is_locked or isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config.to_dict())
     defaults = base_config()
     absent = [name for name in defaults if not isinstance(config.get(name), ConfigDict)]
     if absent:
         raise UserError(
-            f"config {source}: lacks {', '.join(absent)}; begin with nepa_jax.config.base_config()"
+            f"config {source}: lacks {', '.join(absent)}; a recipe begins with nepa_jax.config.base_config()"
         )
     with config.ignore_type():
         for name in set(defaults) - {"objective"}:
             for key, default in _in_units_of(config[name], defaults[name]).items():
                 value = fitted(config[name].get(key), default, _bounds(name).get(key))
                 if value is not WRONG:
-                    config[name][key] = value
+                    _put(config[name], key, value)
     return config
+
+
+def _put(section: ConfigDict, key: str, value: Any) -> None:
+    """Sets a value as it is; ConfigDict may turn it into the type of the one that was there."""
+    section[key] = value
+    if type(section[key]) is not type(value):
+        del section[key]
+        section[key] = value
 
 
 def _in_units_of(section: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,7 +402,7 @@ def _override(config: ConfigDict, key: str, text: str) -> str | None:
     if replaced:
         del section[replaced]
     with config.ignore_type():
-        section[last] = value
+        _put(section, last, value)
     return None
 
 
@@ -720,6 +735,11 @@ def _broken_rules(config: ConfigDict, wrong: Mapping[str, str], prefix: str = ""
     if not prefix and not any(key.startswith(lengths) for key in wrong):
         problems += _length_problems(config, None)
     return problems
+
+
+def has_own_mesh(config: ConfigDict) -> bool:
+    """Whether the mesh is another than the default, which fits any devices."""
+    return config.mesh.to_dict() != base_config().mesh.to_dict()
 
 
 # Resolution

@@ -21,7 +21,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str]:
     ("change", "parts"),
     [
         (dict(optim__lrr="1"), ["optim.lrr", "did you mean optim.lr"]),
-        (dict(data__batch_size="many"), ["data.batch_size = many", "type int"]),
+        (dict(data__batch_size="many"), ["data.batch_size = many", "whole number"]),
         (dict(model__patch_size="5"), ["model.patch_size = 5", "does not divide", "try"]),
         (dict(data__path="/no/such/set"), ["/no/such/set", "nepa-jax data prepare"]),
         (dict(data__split="test"), ["test", "train"]),

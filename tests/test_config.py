@@ -3,6 +3,8 @@
 import ast
 import math
 import re
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -251,10 +253,208 @@ def test_a_resolved_config_survives_json_and_resolves_to_itself():
     assert configs.flat_keys(configs.resolve(again, 40, "cpu")) == configs.flat_keys(resolved)
 
 
+# Configs of one's own
+
+
+def load_error(spec: object) -> str:
+    with pytest.raises(UserError) as error:
+        configs.load_config(str(spec))
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    """Folders of configs are put on Python's path; not for the next test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+OWN = """from nepa_jax.config import base_config, load_config
+def get_config(arg=""):
+    c = load_config("configs/demo.py:nepa")
+    {change}
+    return c
+"""
+
+
+@pytest.mark.trial
 @pytest.mark.parametrize(
-    "spec",
-    ["configs/none.py", "configs/nepa.py:XXL/16", "configs/nepa.py:B/x", "configs/nepa.py:papr"],
+    ("spec", "part"),
+    [
+        ("configs/none.py", "there are configs/{demo.py, mae.py, nepa.py}"),
+        ("configs/nepa.py:XXL/16", "size 'XXL'"),
+        ("configs/nepa.py:B/x", "patch side 'x'"),
+        ("configs/nepa.py:papr", "'papr'"),
+        ("configs/base.py", "what recipes start from"),
+        ("", "does not exist"),
+        ("gs://bucket/config.json", "is a URL"),
+        ("README.md", "neither a recipe (.py) nor"),
+        ("tests", "a folder without config.json"),
+    ],
 )
-def test_a_recipe_that_does_not_exist_is_one_clear_line(spec):
-    with pytest.raises(UserError):
-        configs.load_config(spec)
+def test_a_recipe_that_does_not_exist_is_one_clear_line(spec, part, monkeypatch):
+    monkeypatch.chdir(configs.CONFIGS.parent)
+    assert part in load_error(spec)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("def get_config(arg='')\n    return 1\n", "own.py, line 1: SyntaxError"),
+        ("x = 1\n", "no function get_config"),
+        ("get_config = 3\n", "no function get_config"),
+        ("def get_config(arg):\n    pass\n", "gives a NoneType, not a ConfigDict"),
+        ("def get_config(arg):\n    return {'model': {}}\n", "gives a dict, not a ConfigDict"),
+        (
+            "import ml_collections as m\ndef get_config():\n    return m.ConfigDict()\n",
+            "lacks checkpoint",
+        ),
+        ("def get_config(arg):\n    return 1 / 0\n", "own.py, line 2: ZeroDivisionError"),
+        ("import no_such_helper\n", "own.py, line 1: ModuleNotFoundError"),
+        ("raise SystemExit(3)\n", "own.py, line 1: SystemExit"),
+        (OWN.format(change="c.optim.lr = 'a'"), "own.py, line 4: TypeError"),
+        (OWN.format(change="c.optim.lr.x = 1"), "own.py, line 4: AttributeError"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own_is_one_line_with_its_place(code, part, tmp_path):
+    (tmp_path / "own.py").write_text(code)
+    assert part in load_error(tmp_path / "own.py")
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("c.optim.weigth_decay = 0.3", "did you mean optim.weight_decay?"),
+        ("c.data.batchsize = 128", "did you mean data.batch_size?"),
+        ("c.optm = c.optim", "optm: there is no such section"),
+        (
+            "c.schedule.total_epochs = 3.0",
+            "schedule.total_steps = 700.0: the same length as schedule.total_epochs = 3.0",
+        ),
+        ("del c.optim.b1", "optim.b1 is missing"),
+        ("with c.ignore_type(): c.data.flip = 'no'", "write true or false"),
+        ("with c.ignore_type(): c.data.batch_size = [4]", "write a whole number"),
+        ("with c.ignore_type(): c.model.mlp = None", "model.mlp = None"),
+        ("with c.ignore_type(): c.optim.eps = float('nan')", "optim.eps = nan"),
+    ],
+)
+def test_a_typo_in_ones_own_recipe_is_found_as_an_overrides(change, part, tmp_path):
+    (tmp_path / "own.py").write_text(OWN.format(change=change))
+    config = configs.load_config(str(tmp_path / "own.py"), {"data.path": "somewhere"})
+    with pytest.raises(UserError) as error:
+        configs.validate(config)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["c.lock()", "c = m.FrozenConfigDict(c)"])
+def test_a_config_that_is_locked_takes_overrides(change, tmp_path):
+    (tmp_path / "own.py").write_text("import ml_collections as m\n" + OWN.format(change=change))
+    config = configs.load_config(str(tmp_path / "own.py"), {"schedule.total_epochs": "3"})
+    assert config.schedule.total_epochs == 3.0
+
+
+def test_a_recipe_may_import_what_lies_beside_it_and_take_no_argument(tmp_path):
+    (tmp_path / "helper_of_mine.py").write_text("DEPTH = 5\n")
+    code = "import helper_of_mine\n" + OWN.format(change="c.model.depth = helper_of_mine.DEPTH")
+    (tmp_path / "own.py").write_text(code.replace('arg=""', ""))
+    assert configs.load_config(str(tmp_path / "own.py")).model.depth == 5
+    assert "takes no argument" in load_error(f"{tmp_path / 'own.py'}:B/16")
+
+
+def test_values_come_out_as_the_types_they_stand_for(tmp_path):
+    change = (
+        "with c.ignore_type(): c.data.batch_size = 8.0; c.optim.lr = 1; "
+        "c.model.image_size = [32, 16]; c.optim.b1 = numpy.float32(0.5)"
+    )
+    (tmp_path / "own.py").write_text("import numpy\n" + OWN.format(change=change))
+    config = configs.load_config(str(tmp_path / "own.py"))
+    values = (config.data.batch_size, config.optim.lr, config.model.image_size, config.optim.b1)
+    assert values == (8, 1.0, (32, 16), 0.5)
+    assert [type(value) for value in values] == [int, float, tuple, float]
+
+
+@pytest.mark.trial
+def test_another_file_of_a_recipes_name_is_taken_and_said_so(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mae.py").write_text(OWN.format(change="c.model.depth = 9"))
+    monkeypatch.chdir(tmp_path)
+    assert configs.load_config("configs/mae.py").model.depth == 9
+    assert str(tmp_path / "configs" / "mae.py") in capsys.readouterr().err
+    configs.load_config("configs/nepa.py")
+    assert capsys.readouterr().err == ""
+
+
+# Saved configs
+
+
+def save(folder: Path, config: ConfigDict) -> str:
+    (folder / "config.json").write_text(configs.to_json(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["nepa", "mae"])
+def test_a_saved_config_runs_again_from_its_file_or_its_workdir(method, tmp_path):
+    resolved = configs.resolve(small.config(method), 40, "cpu")
+    workdir = save(tmp_path, resolved)
+    for spec in (workdir, f"{workdir}/config.json"):
+        again = configs.load_config(spec)
+        configs.validate(again)
+        assert again.optim.base_lr is None
+        again.optim.base_lr = resolved.optim.base_lr
+        assert configs.flat_keys(configs.resolve(again, 40, "cpu")) == configs.flat_keys(resolved)
+    more = configs.load_config(workdir, {"schedule.total_epochs": "3"})
+    assert configs.resolve(more, 40, "cpu").schedule.total_steps == 15
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is not JSON text"),
+        ("[]", "holds a JSON list"),
+        ("{}", "lacks checkpoint"),
+        ('{"model": 5}', "no config"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"a.b": 1}', "config.json"),
+        ('{"model": null, "objective": {"name": 5}}', "no config"),
+    ],
+)
+def test_a_file_that_is_no_saved_config_is_one_line(text, part, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    assert part in load_error(tmp_path / "config.json")
+
+
+@pytest.mark.trial
+def test_a_saved_config_may_not_choose_code_to_run(tmp_path):
+    config = configs.resolve(small.config("nepa"), 40, "cpu")
+    config.objective.name = "antigravity"
+    workdir = save(tmp_path, config)
+    assert "--config.objective.name=antigravity" in load_error(workdir)
+    assert configs.load_config(workdir, {"objective.name": "antigravity"}) is not None
+
+
+@pytest.mark.trial
+def test_keys_that_came_after_a_config_was_saved_are_added_and_named(tmp_path, capsys):
+    config = configs.resolve(small.config("nepa"), 40, "cpu")
+    del config.log["watchdog_s"]
+    configs.validate(configs.load_config(save(tmp_path, config)))
+    assert "log.watchdog_s=600.0" in capsys.readouterr().err
+
+
+@pytest.mark.trial
+def test_an_objective_is_found_in_the_current_folder_and_beside_the_config(tmp_path, monkeypatch):
+    for folder, name in (("here", "objective_of_here"), ("there", "objective_of_there")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text("from nepa_jax.objectives.nepa import *\n")
+    (tmp_path / "there" / "own.py").write_text(OWN.format(change="c.data.path = 'd'"))
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("objective_of_here", "objective_of_there"):
+        overrides = {"objective.name": name}
+        configs.validate(configs.load_config(str(tmp_path / "there" / "own.py"), overrides))
+    with pytest.raises(UserError, match=r"PYTHONPATH.*here"):
+        configs.validate(
+            configs.load_config("configs/demo.py", {"data.path": "d", "objective.name": "nowhere"})
+        )

@@ -123,9 +123,13 @@ class Report:
         self._raise(source, self._array_problems())
 
     def _array_problems(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for name, dtype in self.unreadable:
+            names.setdefault(dtype, []).append(name)
         dtypes = [
-            f"{name} is of dtype {dtype}; weights must be {', '.join(FLOATS)}"
-            for name, dtype in self.unreadable
+            f"{len(found)} arrays, such as {found[0]}, are of dtype {dtype}, and weights must be "
+            + ", ".join(FLOATS)
+            for dtype, found in names.items()
         ]
         return dtypes + [
             f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen

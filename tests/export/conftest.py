@@ -30,8 +30,25 @@ VARIANTS = {
     "nepa": ("nepa", NEPA, None),
     "nepa_affine": ("nepa", NEPA | dict(qk_norm_affine=True), None),
     "nepa_paper": ("nepa", NEPA | dict(mlp="swiglu", mlp_ratio=2.5, posemb="learned"), None),
+    "nepa_geglu": (
+        "nepa",
+        NEPA | dict(mlp="geglu", qkv_bias=False, qk_norm_affine=True, qk_norm_bias=True),
+        OBJECTIVES["nepa"] | dict(causal=False),
+    ),
+    "nepa_no_bias": ("nepa", NEPA | dict(qkv_bias=False), None),
     "nepa_class": ("nepa", NEPA, HEADS["mean"]),
     "mae": ("mae", {}, None),
+    "mae_other": (
+        "mae",
+        dict(qkv_bias=False, norm_eps=1e-3, mlp_ratio=2.0),
+        OBJECTIVES["mae"] | dict(decoder_mlp_ratio=3.0),
+    ),
+    "mae_eps": (
+        "mae",
+        dict(norm_eps=1e-3, mlp_ratio=2.0),
+        OBJECTIVES["mae"] | dict(decoder_mlp_ratio=2.0),
+    ),
+    "vit_no_bias": ("mae", dict(posemb="learned", qkv_bias=False), HEADS["cls"]),
     "vit_cls": ("mae", dict(posemb="learned"), HEADS["cls"]),
     "vit_mean": ("mae", dict(final_norm=False), HEADS["mean"]),
 }

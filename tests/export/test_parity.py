@@ -1,8 +1,12 @@
 """Exported models in the libraries they are for: every hidden state to 1e-4 in float32."""
 
+from dataclasses import replace
+
 import golden
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from nepa_jax.errors import UserError
 from nepa_jax.export import parity
@@ -10,16 +14,18 @@ from nepa_jax.export.folder import export
 from nepa_jax.export.report import print_parity
 from nepa_jax.export.resize import resample
 from nepa_jax.loading import load
-from nepa_jax.objectives import mae
+from nepa_jax.objectives import mae, nepa
 
 TRANSFORMERS = [
     ("nepa", "nepa", False), ("nepa", "nepa_affine", False), ("nepa", "nepa_paper", False),
-    ("nepa", "nepa_class", False), ("vit_mae", "mae", False), ("vit_mae", "mae", True),
+    ("nepa", "nepa_class", False), ("nepa", "nepa_geglu", False),
+    ("vit_mae", "mae", False), ("vit_mae", "mae", True), ("vit_mae", "mae_other", False),
     ("vit", "mae", True), ("vit", "vit_cls", False),
 ]  # fmt: skip
 TIMM = [
     ("timm", "mae", True), ("timm", "vit_cls", False), ("timm", "vit_mean", False),
-    ("mae", "mae", False),
+    ("mae", "mae", False), ("mae", "mae_eps", False), ("timm", "vit_no_bias", False),
+    ("timm_eva", "nepa_no_bias", True),
     ("timm_eva", "nepa", True), ("timm_eva", "nepa_affine", True), ("big_vision", "mae", True),
 ]  # fmt: skip
 
@@ -60,11 +66,12 @@ def test_a_difference_fails(capsys):
     assert not parity.ParityReport("nepa", "transformers", {"norm": float("nan")}).equal
 
 
-def test_mae_predicts_the_same_pixels(torch, workdir, tmp_path):
+@pytest.mark.parametrize("variant", ["mae", "mae_other"])
+def test_mae_predicts_the_same_pixels(torch, workdir, tmp_path, variant):
     """The decoder too: mask token, its positions, the order in which patches are put back."""
     transformers = pytest.importorskip("transformers")
-    export(workdir("mae"), "vit_mae", str(tmp_path / "out"))
-    loaded, rng = load(workdir("mae")), np.random.default_rng(0)
+    export(workdir(variant), "vit_mae", str(tmp_path / "out"))
+    loaded, rng = load(workdir(variant)), np.random.default_rng(0)
     images, noise = rng.integers(0, 256, (2, 12, 12, 3), np.uint8), rng.random((2, 36), np.float32)
     wanted, mask = mae.reconstruct(loaded.model, images, noise)
     model = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "out").eval()
@@ -73,6 +80,23 @@ def test_mae_predicts_the_same_pixels(torch, workdir, tmp_path):
         output = model(torch.from_numpy(pixels), noise=torch.from_numpy(noise))
     np.testing.assert_array_equal(output.mask.numpy(), mask)
     np.testing.assert_allclose(output.logits.numpy(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["nepa", "nepa_geglu"])
+def test_nepas_loss_is_the_same(torch, workdir, tmp_path, variant):
+    """Under the causal mask, where our model leaves the last patch out, and without it."""
+    transformers = pytest.importorskip("transformers")
+    export(workdir(variant), "nepa", str(tmp_path / "out"))
+    loaded = load(workdir(variant))
+    model = nnx.clone(loaded.model)
+    model.vit.config = replace(model.vit.config, rope_rescale=1.0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    ours, _ = nepa.loss(model, {"image": images, "row": np.arange(2)}, jax.random.key(0))
+    theirs = transformers.AutoModelForPreTraining.from_pretrained(
+        tmp_path / "out", trust_remote_code=True
+    ).eval()
+    pixels = torch.from_numpy(parity.normalised(images, loaded.config.model))
+    np.testing.assert_allclose(ours, theirs(pixels).loss.item(), atol=1e-5)
 
 
 # Resizing rules

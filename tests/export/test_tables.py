@@ -14,7 +14,9 @@ from nepa_jax.export.tables import FORMATS
 # Format, model, whether the encoder alone.
 PAIRS = [
     ("nepa", "nepa", False), ("nepa", "nepa_affine", False), ("nepa", "nepa_paper", False),
-    ("nepa", "nepa_class", False), ("nepa", "nepa_class", True),
+    ("nepa", "nepa_class", False), ("nepa", "nepa_class", True), ("nepa", "nepa_geglu", False),
+    ("vit_mae", "mae_other", False), ("vit", "mae_other", True), ("timm", "vit_no_bias", False),
+    ("mae", "mae_eps", False), ("timm_eva", "nepa_no_bias", True),
     ("mae", "mae", False), ("mae", "mae", True), ("mae", "vit_mean", False),
     ("vit_mae", "mae", False), ("vit_mae", "mae", True),
     ("vit", "mae", True), ("vit", "vit_cls", False),

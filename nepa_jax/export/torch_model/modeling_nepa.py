@@ -120,12 +120,15 @@ class SelfAttention(nn.Module):
             config.num_attention_heads,
             config.is_causal,
         )
-        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.query, self.key, self.value = (
+            nn.Linear(dim, dim, bias=config.qkv_bias) for _ in range(3)
+        )
         self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
         if config.qk_norm:
             options = dict(
-                eps=config.layer_norm_eps, elementwise_affine=config.qk_norm_affine, bias=False
-            )
+                eps=config.layer_norm_eps, elementwise_affine=config.qk_norm_affine,
+                bias=config.qk_norm_bias,
+            )  # fmt: skip
             self.q_norm = nn.LayerNorm(dim // self.heads, **options)
             self.k_norm = nn.LayerNorm(dim // self.heads, **options)
 
@@ -178,7 +181,7 @@ def layer_scale(config: ViTNepaConfig) -> nn.Module:
 
 
 class Intermediate(nn.Module):
-    """The MLP's first half: exact GELU, or SiLU gating."""
+    """The MLP's first half: exact GELU, or a gate by SiLU or GELU."""
 
     def __init__(self, config: ViTNepaConfig) -> None:
         super().__init__()
@@ -186,11 +189,11 @@ class Intermediate(nn.Module):
         if config.use_gated_mlp:
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.gated = config.use_gated_mlp
+        self.activation = {"gelu": F.gelu, "silu": F.silu}[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            F.silu(self.gate_proj(x)) * self.up_proj(x) if self.gated else F.gelu(self.up_proj(x))
-        )
+        up = self.up_proj(x)
+        return self.activation(self.gate_proj(x)) * up if self.gated else self.activation(up)
 
 
 class Output(Dense):
@@ -261,7 +264,8 @@ class ViTNepaPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             nn.init.ones_(module.weight)
             if module.bias is not None:

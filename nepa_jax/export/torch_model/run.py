@@ -130,7 +130,7 @@ def _plain_timm(config: ConfigDict, no_embed_class: bool = False) -> nn.Module:
         mlp_ratio=shape.mlp_ratio, no_embed_class=no_embed_class,
         num_classes=config.objective.get("num_classes", 0), final_norm=shape.final_norm,
         global_pool="token" if shape.final_norm else "avg",
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps), qkv_bias=shape.qkv_bias,
     )  # fmt: skip
 
 

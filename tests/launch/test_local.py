@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-# In the working folder, so that ``python -m nepa_jax`` finds it first.
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+# Found before the real one, by PYTHONPATH.
 STAND_IN = """
 import os, signal, subprocess, sys, time
 
@@ -20,8 +23,9 @@ process = sys.argv[-1].removeprefix("--process=")
 @pytest.fixture
 def local(cloud):
     def start(body: str, *flags: str) -> subprocess.Popen:
-        package = cloud.folder / "nepa_jax"
-        package.mkdir()
+        package = cloud.folder / "first" / "nepa_jax"
+        package.mkdir(parents=True)
+        cloud.environment["PYTHONPATH"] = str(package.parent)
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(STAND_IN.format(body=body))
         return cloud.start("local.py", "--processes=2", *flags, "--", "pretrain", "--workdir=w")
@@ -88,14 +92,14 @@ def stop(number, frame):
     print("got", number, flush=True)
     sys.exit(0)
 
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, stop)
 print("ready", flush=True)
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_reach_all(number, local):
     launcher = local(WAIT)
     lines = [launcher.stdout.readline() for _ in range(2)]
@@ -131,6 +135,89 @@ def test_processes_die_with_a_killed_launcher(local):
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_mistake_is_one_line(cloud):
-    code, _, error = cloud.run("local.py", "--processes=0", "--", "pretrain")
-    assert code == 2 and "--processes=0: give 1 or more" in error
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(f"--processes={value}" for value in ("0", "-1", "1.5", "x", "1000", "9" * 5000, "")),
+        *(f"--devices-per-process={value}" for value in ("0", "x", "100000")),
+        *(f"--grace={value}" for value in ("0", "-1", "nan", "inf", "x")),
+        "--process=2",
+    ],
+)
+def test_a_mistake_is_one_line(flag, cloud):
+    others = [] if flag.startswith("--processes") else ["--processes=2"]
+    code, output, error = cloud.run("local.py", *others, flag, "--", "pretrain")
+    assert code == 2 and output == "" and len(error.splitlines()) == 1 and len(error) < 200, error
+    assert flag.partition("=")[0] in error
+
+
+def test_a_module_of_the_current_folder_is_not_run(local, cloud):
+    (cloud.folder / "nepa_jax.py").write_text("print('not ours')")
+    code, output, _ = finish(local("print('ours')"))
+    assert code == 0 and sorted(output.splitlines()) == ["[0] ours", "[1] ours"]
+
+
+def test_lines_that_each_pair_of_processes_prints_are_left_out(local):
+    chatter = (
+        "[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+    )
+    code, output, _ = finish(local(f"print({chatter!r}); print('[Gloo] Rank 1 failed')"))
+    assert code == 0
+    assert sorted(output.splitlines()) == ["[0] [Gloo] Rank 1 failed", "[1] [Gloo] Rank 1 failed"]
+
+
+DEAF = """
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: print("got", number, flush=True))
+print(os.getpid(), flush=True)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.trial
+def test_a_second_signal_ends_all_at_once(local):
+    launcher = local(DEAF)
+    pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
+    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGTERM)  # the same notice, sent twice
+    time.sleep(1.5)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    code, output, error = finish(launcher)
+    assert code == 130 and "a second signal" in error and output.count("got 2") == 2
+    assert "got 15" not in output and all(gone(pid) for pid in pids)
+
+
+@pytest.mark.trial
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(local):
+    """As with `| head`, or a terminal that was closed."""
+    body = """
+if process == "0":
+    print("first", flush=True)
+    for _ in range(5000):
+        print("x" * 100)
+    open("end", "w").close()
+"""
+    launcher = local(body)
+    launcher.stdout.readline()
+    launcher.stdout.close()
+    launcher.stderr.close()
+    assert launcher.wait(20) == 0
+
+
+@pytest.mark.trial
+def test_what_the_parent_ignores_stays_ignored(local, cloud):
+    """nohup."""
+    finish(local("print('ready', flush=True); time.sleep(0.5); print('end')"))
+    nohup = subprocess.Popen(
+        ["nohup", sys.executable, str(LAUNCH / "local.py"), "--processes=1", "--", "pretrain"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cloud.environment,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert nohup.stdout.readline() == "[0] ready\n"
+    nohup.send_signal(signal.SIGHUP)
+    code, output, _ = finish(nohup)
+    assert code == 0 and output == "[0] end\n"

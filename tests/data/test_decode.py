@@ -1,12 +1,27 @@
 import io
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nepa_jax.data.decode import MAX_PIXELS, DecodeError, decode, identify
+from nepa_jax.data import decode as decoding
+from nepa_jax.data.decode import (
+    BYTES_PER_PIXEL,
+    DECODE_BYTES,
+    MAX_PIXELS,
+    Budget,
+    DecodeError,
+    decode,
+    decode_pixels,
+    decoded,
+    identify,
+)
+from nepa_jax.data.listing import IMAGE_SUFFIXES
 
 
 def same(image, expected):
@@ -93,3 +108,106 @@ def test_absurd_sizes_are_an_error_without_decoding(encode):
     image = Image.new("1", (MAX_PIXELS // 10_000 + 1, 10_000))
     with pytest.raises(DecodeError, match="more than"):
         identify(encode(image, "PNG"))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("image_format", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "SGI", "IM"])
+def test_only_listed_formats_are_opened(encode, picture, image_format, monkeypatch):
+    """EPS would start Ghostscript; the others have decoders that no one has looked at for years."""
+    data = encode(picture(7), image_format)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    for reader in (identify, decode, decode_pixels):
+        with pytest.raises(DecodeError, match="not a known image format"):
+            reader(data)
+
+
+def test_all_that_prepare_takes_by_its_name_is_read(encode, picture):
+    extensions = Image.registered_extensions()
+    for suffix in IMAGE_SUFFIXES - {".pbm", ".pgm", ".pnm"}:  # variants of PPM
+        data = encode(picture(8), extensions[suffix])
+        assert decode_pixels(data).shape == (20, 24, 3), suffix
+
+
+def test_a_jpeg_of_several_pictures_is_its_first(encode, picture):
+    data = encode(picture(9), "MPO", save_all=True, append_images=[picture(10)])
+    same(decode(data), decode(encode(picture(9), "JPEG")))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(("image_format", "mode"), [("PNG", "RGB"), ("JPEG", "RGB"), ("JPEG", "L")])
+def test_threads_share_the_memory_for_pixels(encode, image_format, mode, monkeypatch):
+    """Images of which two do not fit are decoded one after the other, all of them."""
+    monkeypatch.setattr(decoding, "_budget", Budget(1_500_000 * BYTES_PER_PIXEL))
+    data = encode(Image.new(mode, (1000, 1000), 5), image_format)
+    at_work, most = [], []
+
+    def work(_):
+        with decoded(data) as pixels:
+            at_work.append(1)
+            most.append(len(at_work))
+            time.sleep(0.01)
+            at_work.pop()
+            return pixels.shape
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(work, range(8))) == {(1000, 1000, 3)}
+    assert max(most) == 1
+
+
+def test_small_images_do_not_wait(encode, picture):
+    together = threading.Barrier(4, timeout=10)
+
+    def work(_):
+        with decoded(encode(picture(11))):
+            together.wait()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+def test_an_image_that_fails_gives_its_memory_back(encode, picture, monkeypatch):
+    budget = Budget(DECODE_BYTES)
+    monkeypatch.setattr(decoding, "_budget", budget)
+    for data in (encode(picture(12), "JPEG")[:-40], encode(picture(13))[:-40]):
+        with pytest.raises(DecodeError):
+            decode_pixels(data)
+    with pytest.raises(ZeroDivisionError), decoded(encode(picture(14))):
+        1 / 0  # noqa: B018
+    with budget.taken(DECODE_BYTES):  # all of it is there
+        pass
+
+
+def test_the_largest_image_fits_into_the_budget():
+    assert MAX_PIXELS * BYTES_PER_PIXEL <= DECODE_BYTES
+
+
+BOMBS = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from nepa_jax.data.decode import decode_pixels
+data = sys.stdin.buffer.read()
+decode = lambda _: decode_pixels(data).shape
+with ThreadPoolExecutor(4) as pool:
+    print(set(pool.map(decode, range(4))), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.trial
+def test_small_files_of_large_pictures_do_not_fill_the_memory(encode):
+    """Nor does the memory of one stay with the thread that had it."""
+    data = encode(Image.new("RGB", (6_000, 6_000), (1, 2, 3)))
+    code = "import nepa_jax.data.decode as d; d._budget = d.Budget(600_000_000)" + BOMBS
+    run = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    shape, kib = run.stdout.decode().rsplit(" ", 1)
+    assert shape == "{(6000, 6000, 3)}"
+    assert int(kib) < 700_000, "one takes 360 MB"
+
+
+@pytest.mark.trial
+def test_too_little_memory_is_not_a_damaged_image(encode, picture, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        decode_pixels(encode(picture(15).convert("P")))

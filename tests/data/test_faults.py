@@ -14,7 +14,7 @@ from nepa_jax.data.decode import decode_pixels
 from nepa_jax.data.inspect import verify
 from nepa_jax.data.loader import Loader, LoaderConfig, iter_epoch
 from nepa_jax.data.prepare import prepare_arrays
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UnavailableError, UserError
 
 
 @pytest.fixture
@@ -140,3 +140,44 @@ def test_evaluation_is_exact_and_not_augmented(prepared):
     for change in ({"policy": "rand_augment"}, {"erase_prob": 0.1}):
         with pytest.raises(UserError, match="is random"):
             next(iter_epoch(replace(config, **change)))
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (MemoryError(), UserError, "no memory left.*data.num_threads=8"),
+        (RuntimeError("pread() failed: Stale file handle; reading X"), UnavailableError, "mounted"),
+        (RuntimeError("open() failed: Too many open files; opening X"), UserError, "ulimit -n"),
+    ],
+)
+def test_what_the_system_cannot_do_is_not_a_bad_record(prepared, monkeypatch, error, kind, words):
+    """Nothing is substituted: the run stops, and says which way to go on."""
+
+    class Reader:
+        def read(self, _):
+            raise error
+
+    with Loader(LoaderConfig(prepared, image_size=(8, 8), batch_size=10)) as loader:
+        monkeypatch.setitem(vars(loader.records), "_readers", [Reader()])
+        with pytest.raises(kind, match=words):
+            loader.batch(0)
+
+
+@pytest.mark.trial
+def test_a_batch_larger_than_the_set_names_the_key(prepared):
+    with pytest.raises(
+        UserError, match=r"^data\.batch_size = 51: .* 50 examples .*; try 50 or less"
+    ):
+        Loader(LoaderConfig(prepared, batch_size=51))
+
+
+@pytest.mark.trial
+def test_workers_find_a_shard_that_has_gone(prepared, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    config = LoaderConfig(str(copy), image_size=(8, 8), batch_size=10, num_workers=1)
+    with Loader(config) as loader:
+        next(copy.glob("*.array_record")).unlink()
+        with pytest.raises(UserError, match="is missing"):
+            loader.batch(0)

@@ -6,11 +6,14 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -20,8 +23,9 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from nepa_jax.config import flat_keys
-from nepa_jax.distributed import say
-from nepa_jax.errors import UserError, in_short
+from nepa_jax.distributed import compare_hosts, say
+from nepa_jax.errors import UserError, in_short, storage_error
+from nepa_jax.hosts.agree import from_first_host
 from nepa_jax.meta import Leaves, Meta, Provenance
 from nepa_jax.objectives.base import Objective, saved_objective
 from nepa_jax.saved import (
@@ -76,9 +80,9 @@ def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provena
     folder = epath.Path(workdir).absolute() / "checkpoints" / str(step)
     unnamed = folder.parent.with_name(".checkpoints.tmp") / folder.name
     shutil.rmtree(unnamed.parent, ignore_errors=True)
-    logging.getLogger("absl").addFilter(_not_of_orbax)
     try:
-        _write_weights(unnamed, model, provenance)
+        with orbax_is_quiet():
+            _write_weights(unnamed, model, provenance)
         folder.parent.mkdir(exist_ok=True)
         unnamed.rename(folder)
     except UserError:  # a leaf could not be made
@@ -111,11 +115,16 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, keep_last: int = 1, keep_every_steps: int = 0):
+        if keep_last < 1:
+            raise ValueError(f"keep_last = {keep_last}: a run keeps one checkpoint at least")
         keep = [policies.LatestN(keep_last)]
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
-        logging.getLogger("absl").addFilter(_not_of_orbax)
+        self.saved_step = 0  # of the newest that is complete, as far as this start knows
+        self._newest = 0  # restored, or handed to orbax
+        self._quiet = ExitStack()
+        self._quiet.enter_context(orbax_is_quiet())
         self._cut_off = half_written(self.folder)  # which the manager removes
         with self._clear_errors():
             self._manager = ocp.CheckpointManager(
@@ -124,13 +133,35 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     cleanup_tmp_directories=True,
-                    async_options=ocp.options.AsyncOptions(barrier_sync_fn=meet_unless_failed),
+                    async_options=ocp.options.AsyncOptions(
+                        barrier_sync_fn=meet_unless_failed,
+                        post_finalization_callback=self._note_saved,
+                    ),
                 ),
             )
 
+    def _note_saved(self) -> None:
+        self.saved_step = self._newest
+
+    @cached_property
+    def listed(self) -> list[int]:
+        """The steps of complete checkpoints when the run began, as the first host saw them.
+
+        Raises:
+            UserError: another host does not see them.
+        """
+        steps = json.loads(
+            from_first_host(
+                lambda: json.dumps([saved.step for saved in checkpoints_in(self.folder)])
+            )
+        )
+        seen = [step for step in steps if (self.folder / str(step)).is_dir()]
+        compare_hosts({f"what is in {self.folder}": str(seen)})
+        return steps
+
     def hold_weights(self) -> bool:
         """Whether there are imported weights to begin the run with."""
-        return any(saved.step == 0 for saved in checkpoints_in(self.folder))
+        return 0 in self.listed
 
     def save(self, step: int, state: TrainState, provenance: Provenance) -> None:
         """Starts to save in the background; returns once the state may be changed.
@@ -138,13 +169,15 @@ class Checkpoints:
         Raises:
             UserError: this or the previous save failed.
         """
-        if step in self._manager.all_steps():
+        if step == self._newest:
             return
         # The copy to the host waits for it too. Host devices could block one another otherwise.
         parts = jax.block_until_ready(state_parts(state))
         with self._clear_errors():
             self._try_to_write()
             meta = Meta.of(provenance, parts)  # before orbax writes: beside it sums take longer
+            self._manager.wait_until_finished()  # whose step is noted
+            self._newest = step
             self._manager.save(step, args=contents(parts, meta), force=True)
 
     def _try_to_write(self) -> None:
@@ -171,9 +204,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax passes on whatever its threads and the storage raise
-            raise UserError(
-                f"{self.folder}: a checkpoint cannot be saved ({in_short(error)}); free space there or allow "
-                "writing, then give the same command again: it goes on from the last checkpoint"
+            raise storage_error(
+                f"{self.folder}: a checkpoint cannot be saved ({in_short(error)}); free space there or "
+                "allow writing, then give the same command again: it goes on from the last checkpoint",
+                error,
             ) from error
 
     def restore_latest(
@@ -191,13 +225,14 @@ class Checkpoints:
         Raises:
             UserError: none is sound, or it holds other arrays than ``target``.
         """
-        candidates = [saved for saved in checkpoints_in(self.folder) if saved.step > 0]
+        candidates = [Saved(self.folder / str(step)) for step in self.listed if step > 0]
         if self._cut_off:
             say(f"warning: the save of {', '.join(self._cut_off)} was cut off; it is removed")
         if not candidates:
             return None
         sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
         self._set_aside(sound)
+        self._newest = self.saved_step = sound.saved.step
         return sound.value
 
     def _set_aside(self, sound: "Sound[Resumed]") -> None:
@@ -223,19 +258,22 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         # A failed save is raised again by close(); the error under way says it better.
-        with suppress(Exception) if error else self._clear_errors():
+        with self._quiet, suppress(Exception) if error else self._clear_errors():
             self._manager.close()
 
 
 class Resumed(NamedTuple):
-    """A state, and what its checkpoint says of the run."""
+    """A state, and where it comes from."""
 
     state: TrainState
     provenance: Provenance
+    origin: str  # for the user: the checkpoint, and when it was written
 
 
 def read_state(saved: Saved, target: TrainState, check: Callable[[Provenance], object]) -> Resumed:
     """A saved state in the shapes and on the devices of ``target``.
+
+    Where the run kept no average and is to keep one now, it begins with the weights.
 
     Raises:
         UserError: the checkpoint holds other arrays, or ``check`` refuses it.
@@ -243,13 +281,24 @@ def read_state(saved: Saved, target: TrainState, check: Callable[[Provenance], o
     """
     meta = saved.meta()
     check(meta.provenance)
-    leaves = {
-        part: saved.arrays(meta, part, wanted) for part, wanted in state_parts(target).items()
-    }
+    wanted = state_parts(target)
+    begins = "ema" in wanted and "ema" not in meta.arrays
+    if begins:
+        del wanted["ema"]
+    leaves = {part: saved.arrays(meta, part, arrays) for part, arrays in wanted.items()}
+    if begins:
+        leaves["ema"] = {name: jnp.copy(leaf) for name, leaf in leaves["model"].items()}
+        say(f"the average (optim.ema_decay) begins with the weights of step {saved.step}")
     model = with_leaves(target.model, leaves["model"])
     ema = with_leaves(target.ema, leaves["ema"]) if "ema" in leaves else None
     rest = with_leaves(dataclasses.replace(target, model=None, ema=None), leaves["rest"])
-    return Resumed(dataclasses.replace(rest, model=model, ema=ema), meta.provenance)
+    state = dataclasses.replace(rest, model=model, ema=ema)
+    return Resumed(state, meta.provenance, _origin(saved))
+
+
+def _origin(saved: Saved) -> str:
+    written = datetime.fromtimestamp(saved.folder.stat().mtime)
+    return f"{saved.folder}, saved {written:%Y-%m-%d %H:%M}"
 
 
 class Trained(NamedTuple):
@@ -291,9 +340,19 @@ def from_newest_sound(path: str, step: int | None, read: Callable[[Saved], T]) -
     return sound.value
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
+@contextmanager
+def orbax_is_quiet() -> Iterator[None]:
     """Orbax logs, with its traceback, every error that it raises as well."""
-    return "orbax" not in record.pathname
+
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    log = logging.getLogger("absl")
+    log.addFilter(not_of_orbax)
+    try:
+        yield
+    finally:
+        log.removeFilter(not_of_orbax)
 
 
 def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
@@ -383,8 +442,8 @@ def check_same_run(saved: Provenance, current: Provenance, workdir: str) -> list
     fixed = {key: change for key, change in changes.items() if key.startswith(FIXED_KEYS)}
     if fixed:
         raise UserError(
-            f"workdir {workdir!r} holds another run: {'; '.join(fixed.values())}; "
-            "set these back, or give another --workdir"
+            f"workdir {workdir!r} holds another run: {'; '.join(fixed.values())}; set these back, or "
+            f"give another --workdir, with --config.run.init_from={workdir} to begin with its weights"
         )
     if saved.fingerprint != current.fingerprint and not current.config.run.allow_data_change:
         raise UserError(

@@ -1,5 +1,11 @@
 """The errors that reach a user as one line, without a traceback."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from nepa_jax.base.text import printable
 
 
@@ -35,6 +41,43 @@ def require_folder(path: str, option: str) -> None:
             f"{option}={path}: is a URL, and this must be a folder; mount the bucket "
             "(gcsfuse, mountpoint-s3) and give the path below it"
         )
+
+
+# Of storage on other machines that did not answer, and may when asked again.
+_AWAY = (
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENETDOWN),
+    *(errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+)
+
+
+def storage_error(line: str, error: BaseException) -> UserError | UnavailableError:
+    """The error that a user gets for one of storage: by whether the same command may work later."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _AWAY:
+            return UnavailableError(line)
+        cause = cause.__cause__ or cause.__context__
+    away = any(os.strerror(code) in str(error) for code in _AWAY)
+    return UnavailableError(line) if away else UserError(line)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Around what is written to a run's workdir while it goes on.
+
+    Raises:
+        UserError: it cannot be written, such as on a full disk.
+        UnavailableError: the storage is away.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(
+            f"{file}: the log cannot be written ({error.strerror}); free space there, then give the "
+            "same command again: it goes on from the last checkpoint",
+            error,
+        ) from error
 
 
 def in_short(error: BaseException) -> str:

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nepa_jax.base.text import read_json
+from nepa_jax.errors import writing
+
 # What a start spends its time on; the rest of its time is steps.
 OVERHEADS = ("start", "restore", "compile", "data", "checkpoint")
 
@@ -25,6 +28,7 @@ class Start:
     first_step: int
     last_step: int
     seconds: dict[str, float] = field(default_factory=dict)  # by overhead
+    saved_step: int = 0  # of the newest complete checkpoint
 
 
 class Goodput:
@@ -58,22 +62,34 @@ class Goodput:
         yield
         self.spend(overhead, time.perf_counter() - began)
 
-    def write(self, step: int) -> dict[str, float]:
+    @property
+    def former_saved_step(self) -> int:
+        """Of the newest checkpoint that former starts are known to have made; 0: none."""
+        return max((start.saved_step for start in self._former), default=0)
+
+    def write(self, step: int, saved_step: int = 0) -> dict[str, float]:
         """Saves the account up to a step; returns what the training log gets."""
         self._this.last_step, self._this.ended = step, time.time()
+        self._this.saved_step = max(saved_step, self._this.saved_step)
         self._this.seconds["data"] = self._waited_s()
         starts = [*self._former, self._this]
         replacement = self._path.with_suffix(".tmp")
-        replacement.write_text(json.dumps([asdict(start) for start in starts], indent=1) + "\n")
-        replacement.replace(self._path)
+        with writing(self._path):
+            replacement.write_text(json.dumps([asdict(start) for start in starts], indent=1) + "\n")
+            replacement.replace(self._path)
         return {f"goodput/{name}": share for name, share in shares(starts).items()}
 
     def summary(self) -> str:
         """One line for the end of a run."""
         starts = [*self._former, self._this]
-        parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares(starts).items())
+        share = shares(starts)
+        rest = [f"{name} {100 * share[name]:.1f} %" for name in share if name != "steps"]
+        parts = ", ".join(part for part in rest if not part.endswith(" 0.0 %"))
         hours = (self._this.ended - starts[0].began) / 3600
-        return f"{hours:.2f} h since the first of {len(starts)} start(s): {parts}"
+        return (
+            f"{hours:.2f} h since the first of {len(starts)} start(s), {100 * share['steps']:.1f} % of "
+            f"it in steps that count (goodput){'; ' if parts else ''}{parts}"
+        )
 
 
 def shares(starts: list[Start]) -> dict[str, float]:
@@ -98,7 +114,11 @@ def _lost(start: Start, following: Start) -> float:
 
 
 def _read(path: Path) -> list[Start]:
+    """The starts so far; none where the file is not what this wrote: the account begins anew."""
     try:
-        return [Start(**start) for start in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
+        starts = [Start(**start) for start in read_json(path, list)]
+        shares([*starts, Start(time.time(), time.time(), 0, 0)])  # TypeError: text for a number
+        sum(start.saved_step for start in starts)
+        return starts
+    except (OSError, ValueError, TypeError, AttributeError):
         return []

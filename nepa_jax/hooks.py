@@ -1,14 +1,16 @@
 """What happens every n steps beside the update: logging, saving, stopping a run gone wrong."""
 
 import faulthandler
+import math
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -25,6 +27,7 @@ from rich.progress import (
 from nepa_jax.checkpoint import Checkpoints
 from nepa_jax.errors import RunDiverged
 from nepa_jax.goodput import Goodput
+from nepa_jax.hosts.agree import from_first_host
 from nepa_jax.meta import Provenance
 from nepa_jax.metrics import Scalars, Throughput, Writer
 from nepa_jax.objectives.base import Metrics
@@ -51,7 +54,7 @@ class MetricsHook:
         every: int,
         throughput: Throughput,
         guard: Callable[[int, Scalars], None],
-        report: Callable[[int, Scalars], None],
+        report: "Reports",
     ):
         self._every = every
         self._throughput = throughput
@@ -75,35 +78,43 @@ class MetricsHook:
         if step % self._every == 0 or step == 1:
             train = {f"train/{name}": value for name, value in scalars.items()}
             self._report(step, train | self._throughput.read())
+        else:
+            self._report.pulse(step, scalars["loss"])
 
 
 def skip_guard(
-    max_in_a_row: int, indices: Callable[[int], np.ndarray]
+    max_in_a_row: int, shown: Callable[[int, int], np.ndarray]
 ) -> Callable[[int, Scalars], None]:
-    """Stops a run after too many skipped steps in a row, naming the examples of the last one."""
+    """Stops a run after too many skipped steps in a row, naming examples of the last one.
+
+    Args:
+        max_in_a_row: more of them stop the run.
+        shown: the records in the first rows of a step, given the step and the number of rows.
+    """
 
     def guard(step: int, scalars: Scalars) -> None:
         if scalars["skipped_in_a_row"] > max_in_a_row:
-            examples = indices(step - 1).tolist()
-            shown = f"{examples[:16]}" + (
-                f" and {len(examples) - 16} more" if len(examples) > 16 else ""
-            )
+            examples = shown(step - 1, NUM_NAMED).tolist()
             raise RunDiverged(
-                f"{max_in_a_row + 1} steps in a row up to step {step} had {NOT_KEPT}; records of "
-                f"that step: {shown}. The last checkpoint is sound: resume with a lower optim.lr "
-                "or a smaller optim.clip_norm"
+                f"{max_in_a_row + 1} steps in a row up to step {step} had {NOT_KEPT}; records in "
+                f"the first rows of that step: {examples}. The last checkpoint is sound: resume "
+                "with a lower optim.lr or a smaller optim.clip_norm"
             )
 
     return guard
 
 
+NUM_NAMED = 16  # examples
 NOT_KEPT = "a loss, gradient or update that is not finite, or a spike"
 
 
 def check_end(state: TrainState) -> None:
-    """Raises RunDiverged if the last step of a run was thrown away: it is over, and not done."""
+    """Raises RunDiverged if the last steps of a run were thrown away: it is over, and not done.
+
+    One alone, among kept ones, is chance.
+    """
     step, lost = int(state.step), int(state.skipped_in_a_row)
-    if lost:
+    if lost > 1 or lost == step > 0:
         raise RunDiverged(
             f"the last {lost} of {step} steps had {NOT_KEPT}. The checkpoint holds the sound weights "
             f"of step {step - lost}: go on from it with a lower optim.lr or a smaller "
@@ -112,22 +123,44 @@ def check_end(state: TrainState) -> None:
 
 
 class CheckpointHook:
-    """Saves every n steps and at the end. A state is always finite: see step.make_update."""
+    """Saves every n steps, once by time before the first of these, and at the end.
+
+    A state is always finite: see step.make_update.
+    """
 
     def __init__(
-        self, every: int, checkpoints: Checkpoints, provenance: Provenance, goodput: Goodput
+        self,
+        every: int,
+        first_minutes: float,
+        checkpoints: Checkpoints,
+        provenance: Provenance,
+        goodput: Goodput,
     ):
         self._every = every
+        self._first_s = 60 * first_minutes
         self._checkpoints = checkpoints
         self._provenance = provenance
         self._goodput = goodput
+        self._began = time.monotonic()
+        self._ask_at: float = 0  # a step; infinite once one is saved
+        self._steps = 0  # done since the start
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._checkpoints.check()
-        if step % self._every == 0:
+        self._steps += 1
+        if step % self._every == 0 or self._first_is_due():
             self._save(step, state)
 
+    def _first_is_due(self) -> bool:
+        """Asked after ever more steps, since all hosts must ask the first one's clock."""
+        if self._steps < self._ask_at or not self._first_s:
+            return False
+        self._ask_at = self._steps + max(1, self._steps // 4)
+        past = from_first_host(lambda: str(time.monotonic() - self._began >= self._first_s))
+        return past == "True"
+
     def _save(self, step: int, state: TrainState) -> None:
+        self._ask_at = math.inf
         with self._goodput.spent("checkpoint"):
             self._checkpoints.save(step, state, self._provenance)
 
@@ -164,26 +197,46 @@ class WatchdogHook:
 PROFILED_ON_SIGNAL = 5  # steps
 
 
+class ProfileRequest:
+    """SIGUSR1, at any time while the context is open, asks for a profile."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._former: Any = None
+
+    def take(self) -> bool:
+        """Whether one was asked for since the last call."""
+        asked, self._asked = self._asked, False
+        return asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __enter__(self) -> "ProfileRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._former = signal.signal(signal.SIGUSR1, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGUSR1, self._former)
+
+
 class ProfileHook:
     """Writes a trace for XProf or TensorBoard over a range of steps, or on SIGUSR1 over the next five.
 
     Every host writes its own devices' trace.
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int]):
+    def __init__(self, folder: Path, steps: tuple[int, int], request: ProfileRequest):
         self._folder = folder
         self._steps = steps  # the first one, and the one after the last; (0, 0): none
-        self._asked = False
+        self._request = request
         self._running = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        if self._asked and not self._running:
-            self._asked, self._steps = False, (step + 1, step + 1 + PROFILED_ON_SIGNAL)
+        if not self._running and self._request.take():
+            self._steps = (step + 1, step + 1 + PROFILED_ON_SIGNAL)
         first, end = self._steps
         if not self._running and first <= step + 1 < end:
             jax.profiler.start_trace(str(self._folder))
@@ -225,12 +278,45 @@ ALARMS = (
 )
 
 
-class Report:
-    """Writes metrics to files, and shows them: a bar on a terminal, plain lines elsewhere."""
+class Reports(Protocol):
+    """Takes the metrics of a logged step, and signs of life between them."""
 
-    def __init__(self, writers: Sequence[Writer], start_step: int, total_steps: int):
+    def __call__(self, step: int, scalars: Scalars) -> None: ...
+
+    def pulse(self, step: int, loss: float) -> None: ...
+
+
+class NoReport:
+    """Of a host that is not the first."""
+
+    def __call__(self, step: int, scalars: Scalars) -> None: ...
+
+    def pulse(self, step: int, loss: float) -> None: ...
+
+
+SECONDS_PER_LINE = 10.0
+
+
+class Report:
+    """Writes metrics to files, and shows them: a bar on a terminal, plain lines elsewhere.
+
+    Between logged steps, which may be minutes apart, there is a line every ten seconds, and one after
+    the second step, when the time to go is first known.
+    """
+
+    def __init__(
+        self,
+        writers: Sequence[Writer],
+        start_step: int,
+        total_steps: int,
+        facts: Callable[[int], Scalars] = lambda step: {},
+    ):
         self._writers = writers
+        self._facts = facts  # logged beside a step's own metrics
         self._total = total_steps
+        self._timed_from: tuple[int, float] | None = None  # the first step that ended, and when
+        self._told_eta = False
+        self._printed = time.monotonic()
         self._silent = list(ALARMS)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -244,16 +330,35 @@ class Report:
             self._bar.start()
 
     def __call__(self, step: int, scalars: Scalars) -> None:
+        scalars = {**scalars, **self._facts(step)}
         for writer in self._writers:
             writer.write(step, scalars)
         if step > 1:  # the first step always waits for the first batch
             self._ring(step, scalars)
         text = f"loss {scalars['train/loss']:.4f}  {scalars['perf/images_per_s']:,.0f} images/s"
+        self._show(step, text, often=True)
+
+    def pulse(self, step: int, loss: float) -> None:
+        """Shows a step that is not logged."""
+        self._show(step, f"loss {loss:.4f}", often=False)
+
+    def _show(self, step: int, text: str, often: bool) -> None:
+        now, eta = time.monotonic(), self._eta(step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
-            return
-        eta = (self._total - step) * scalars["time/step_s"]
-        print(f"step {step}/{self._total}  {text}  ETA {_duration(eta)}", flush=True)
+        elif often or (eta and not self._told_eta) or now - self._printed >= SECONDS_PER_LINE:
+            self._printed, self._told_eta = now, bool(eta)
+            print(f"step {step}/{self._total}  {text}{eta}", flush=True)
+
+    def _eta(self, step: int) -> str:
+        """Of the time per step so far; "" before the second one."""
+        now = time.monotonic()
+        if self._timed_from is None:
+            self._timed_from = step, now
+        first, began = self._timed_from
+        if step == first:
+            return ""
+        return f"  ETA {_duration((self._total - step) * (now - began) / (step - first))}"
 
     def _ring(self, step: int, scalars: Scalars) -> None:
         for alarm in [alarm for alarm in self._silent if alarm.rings(scalars)]:

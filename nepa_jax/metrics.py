@@ -1,15 +1,19 @@
 """Where metrics go: metrics.jsonl always, TensorBoard on request; and rates computed from time."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.text import to_json
+from nepa_jax.data.progress import warn
+from nepa_jax.errors import UserError, writing
 from nepa_jax.flops import mfu
 
 Scalars = Mapping[str, float]
@@ -23,46 +27,65 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+SYNC_S = 30.0  # a mounted bucket gets a file when it is synchronised or closed
+
+
 class JsonlWriter:
-    """One JSON object per logged step in ``WORKDIR/metrics.jsonl``.
+    """One JSON object per logged step in ``WORKDIR/metrics.jsonl``; NaN is null there.
 
     A resumed run takes out the lines of steps that it is going to do again.
     """
 
     def __init__(self, path: Path, start_step: int):
-        kept = [
-            line
-            for line in _lines(path)
-            if _step_of(line) is not None and _step_of(line) <= start_step
-        ]
+        self._path = path
+        kept = [row for row in _rows(path) if row["step"] <= start_step]
         replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(line + "\n" for line in kept))
-        replacement.replace(path)
-        self._file = path.open("a", buffering=1)
+        with writing(path):
+            replacement.write_text("".join(to_json(row) + "\n" for row in kept))
+            replacement.replace(path)
+            self._file = path.open("a", buffering=1)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sync_metrics")
+        self._sync: Future[None] = self._pool.submit(lambda: None)
+        self._synced = time.monotonic()
 
     def write(self, step: int, scalars: Scalars) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        with writing(self._path):
+            self._file.write(to_json({"step": step, **scalars}) + "\n")
+            if self._sync.done() and time.monotonic() - self._synced > SYNC_S:
+                self._sync.result()  # raises what the last one failed of
+                self._synced = time.monotonic()
+                self._sync = self._pool.submit(os.fsync, self._file.fileno())
 
     def close(self) -> None:
+        self._pool.shutdown()
         with suppress(OSError):  # of a line that failed when it was written
             self._file.close()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file, in order. Lines that are none are told, but for a half-written last."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = [_row(line) for line in lines]
+    damaged = rows[:-1].count(None)
+    if damaged:
+        warn(f"{path}: {damaged:,} of {len(rows):,} lines are damaged; they are left out")
+    return [row for row in rows if row is not None]
 
 
-def _step_of(line: str) -> int | None:
-    """The step of a line, or None for one that a killed run left half written."""
+def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The objects of a metrics.jsonl, half-written ones left out; none if there is no such file."""
-    return [json.loads(line) for line in _lines(Path(path)) if _step_of(line) is not None]
+    """The numbers of every logged step; none if there is no such file. What was NaN is not there."""
+    return [
+        {name: value for name, value in row.items() if type(value) in (int, float)}
+        for row in _rows(Path(path))
+    ]
 
 
 class TensorBoardWriter:

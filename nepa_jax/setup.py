@@ -1,7 +1,6 @@
 """Everything of a run that is settled before its first step, and what surrounds the loop."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,26 +17,34 @@ from ml_collections import ConfigDict
 
 import nepa_jax
 from nepa_jax import config as configs
+from nepa_jax.base.waiting import attended
 from nepa_jax.checkpoint import Checkpoints, check_same_run, config_changes
 from nepa_jax.data.loader import Loader
 from nepa_jax.distributed import compare_hosts, say
-from nepa_jax.errors import UserError, require_folder
+from nepa_jax.errors import UserError, writing
 from nepa_jax.goodput import Goodput
 from nepa_jax.hooks import (
     CheckpointHook,
     Hook,
     MetricsHook,
+    NoReport,
     ProfileHook,
+    ProfileRequest,
     Report,
+    Reports,
     WatchdogHook,
     check_end,
     skip_guard,
 )
+from nepa_jax.hosts.agree import from_first_host
 from nepa_jax.loading import load_onto
 from nepa_jax.mesh import batch_sharding, host_part, make_mesh, mesh_problems
 from nepa_jax.meta import Provenance
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.run.lock import WorkdirLock
+from nepa_jax.run.memory import fitting, memory_is_told
+from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 
@@ -59,6 +66,7 @@ class Run:
     checkpoints: Checkpoints
     provenance: Provenance
     goodput: Goodput
+    lock: WorkdirLock | None  # of the first host
 
     def initial_state(self) -> TrainState:
         """Restored from the newest sound checkpoint, begun with given weights, or initialised.
@@ -66,20 +74,28 @@ class Run:
         Raises:
             UserError: the checkpoints are of another run, or the weights of another model.
         """
-        with self.goodput.spent("restore"):
+        with memory_is_told(self.config):
             state = self._initial_state()
         compare_hosts({"step to go on from": str(int(state.step))})
+        if jax.process_index() == 0:
+            with writing(self.workdir):
+                (self.workdir / "config.json").write_text(configs.to_json(self.config))
+                (self.workdir / "DONE").unlink(missing_ok=True)
         return state
 
     def _initial_state(self) -> TrainState:
         target = abstract_state(self.config, self.objective, self.mesh)
         check = partial(check_same_run, current=self.provenance, workdir=str(self.workdir))
-        resumed = self.checkpoints.restore_latest(target, check)
+        with self.goodput.spent("restore"):
+            resumed = self.checkpoints.restore_latest(target, check)
         if resumed is not None:
             changes = check(resumed.provenance)
             with_changes = f", with {'; '.join(changes)}" if changes else ""
-            say(f"resuming at step {int(resumed.state.step)}{with_changes}")
+            say(f"resuming at step {int(resumed.state.step)}{with_changes} (from {resumed.origin})")
             return resumed.state
+        lost = from_first_host(lambda: lost_checkpoints(self.workdir, self.goodput))
+        if lost:
+            raise UserError(lost)
         state = create_state(self.config, self.objective, self.mesh)
         source = self._first_weights()
         return begin_with(source, state, self.config) if source else state
@@ -94,15 +110,26 @@ class Run:
             )
         return imported or self.config.run.init_from
 
-    def compiled_update(self) -> Update:
-        """The update, compiled for this run's shapes before any data is read."""
+    def compiled_update(self, stop: Callable[[], bool]) -> Update:
+        """The update, compiled for this run's shapes before any data is read.
+
+        Raises:
+            UserError: it needs more memory than there is.
+            GivenUp: ``stop`` said so meanwhile.
+        """
         began = time.perf_counter()
-        state = abstract_state(self.config, self.objective, self.mesh)
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         with self.goodput.spent("compile"):
-            update = make_update(self.config, self.objective, self.mesh)
-            compiled = update.lower(state, self._abstract_batch()).compile()
+            compiled = attended(
+                partial(fitting, self.config, self._compile, devices), "compiling the step", stop
+            )
         say(f"compiled the step in {time.perf_counter() - began:.1f} s")
         return compiled
+
+    def _compile(self, config: ConfigDict) -> Update:
+        state = abstract_state(config, self.objective, self.mesh)
+        update = make_update(config, self.objective, self.mesh)
+        return update.lower(state, self._abstract_batch()).compile()
 
     def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         data, sharding = self.loader.config, batch_sharding(self.mesh)
@@ -113,48 +140,54 @@ class Run:
         return batch
 
     @contextmanager
-    def hooks(self, data: Feed, start: int) -> Iterator[list[Hook]]:
+    def hooks(self, data: Feed, start: int, profile: ProfileRequest) -> Iterator[list[Hook]]:
         """Logging, guarding, saving, profiling; to be closed in order when the loop ends well."""
         config, flops = self.config, self.objective.describe(self.config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
-        guard = skip_guard(config.run.max_skipped_steps, self.loader.indices)
+        guard = skip_guard(config.run.max_skipped_steps, self.loader.shown)
         self.goodput.begin(start, lambda: data.waited_s)
-        (self.workdir / "DONE").unlink(missing_ok=True)
+        keep = config.checkpoint
         with (
-            self._reporting(data, start) as report,
+            self._reporting(start) as report,
             WatchdogHook(config.log.watchdog_s) as watchdog,
         ):
             yield [
                 MetricsHook(config.log.every_steps, throughput, guard, report),
                 CheckpointHook(
-                    config.checkpoint.every_steps, self.checkpoints, self.provenance, self.goodput
+                    keep.every_steps,
+                    keep.first_minutes,
+                    self.checkpoints,
+                    self.provenance,
+                    self.goodput,
                 ),
-                ProfileHook(self.workdir / "profile", config.log.profile_steps),
+                ProfileHook(self.workdir / "profile", config.log.profile_steps, profile),
                 watchdog,
             ]
 
     @contextmanager
-    def _reporting(self, data: Feed, start: int) -> Iterator[Callable[[int, Scalars], None]]:
+    def _reporting(self, start: int) -> Iterator[Reports]:
         """What takes the metrics: files and the terminal on the first host, nothing on others."""
         if jax.process_index() != 0:
-            yield lambda step, scalars: None
+            yield NoReport()
             return
-        report = Report(self._writers(start), start, self.config.schedule.total_steps)
-
-        def report_all(step: int, scalars: Scalars) -> None:
-            with self._clear_errors():
-                report(step, {**scalars, **self.loader.stats(), **self.goodput.write(step)})
-
+        report = Report(self._writers(start), start, self.config.schedule.total_steps, self._facts)
         try:
-            yield report_all
+            yield report
         finally:
             report.close()
+
+    def _facts(self, step: int) -> Scalars:
+        """What is logged beside the step's own metrics."""
+        self.lock.check()
+        return {
+            **self.loader.stats(),
+            **self.goodput.write(step, self.checkpoints.saved_step),
+        }
 
     def account(self, step: int) -> None:
         """Says where the time went."""
         if jax.process_index() == 0:
-            with self._clear_errors():
-                self.goodput.write(step)
+            self.goodput.write(step, self.checkpoints.saved_step)
             say(f"goodput: {self.goodput.summary()}")
 
     def mark_done(self, state: TrainState) -> None:
@@ -168,19 +201,8 @@ class Run:
             return
         check_end(state)
         if jax.process_index() == 0:
-            with self._clear_errors():
+            with writing(self.workdir):
                 (self.workdir / "DONE").write_text(f"{step}\n")
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Around all that is written to the workdir while the run goes on, checkpoints apart."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.workdir}: the log cannot be written ({error.strerror}); free space there, "
-                "then give the same command again: it goes on from the last checkpoint"
-            ) from error
 
     def _writers(self, start: int) -> list[Writer]:
         writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start)]
@@ -200,7 +222,8 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     checks += [objective.problems] if hasattr(objective, "problems") else []
     configs.validate(config, *checks)
     folder = writable_folder(workdir)
-    keep_compiled_programs(folder)
+    lock = stack.enter_context(WorkdirLock(folder)) if jax.process_index() == 0 else None
+    keep_compiled_programs()
     goodput = Goodput(folder / "goodput.json")
     mesh = make_mesh(config)
     part = host_part(mesh)
@@ -212,10 +235,8 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)
     compare_hosts(facts(resolved, loader.fingerprint))
-    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance, goodput)
+    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance, goodput, lock)
     announce(run)
-    if jax.process_index() == 0:
-        (folder / "config.json").write_text(configs.to_json(resolved))
     return run
 
 
@@ -252,32 +273,6 @@ def begin_with(path: str, state: TrainState, config: ConfigDict) -> TrainState:
     say(f"starting from the weights of {path}: step 0, fresh optimizer{with_changes}")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.model)
     return replace(state, model=loaded.model, ema=ema)
-
-
-def writable_folder(workdir: str) -> Path:
-    """Makes the folder and tries to write there.
-
-    Raises:
-        UserError: it cannot be written, or is a URL.
-    """
-    require_folder(workdir, "--workdir")
-    folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); give another folder"
-        ) from None
-    return folder
-
-
-def keep_compiled_programs(folder: Path) -> None:
-    """Caches compiled steps in the workdir, so that a resumed run starts at once."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compilation_cache"))
 
 
 def announce(run: Run) -> None:

@@ -9,11 +9,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from nepa_jax.base.waiting import GivenUp
 from nepa_jax.data.loader import Loader
-from nepa_jax.distributed import Preemption, say
-from nepa_jax.hooks import Hook
+from nepa_jax.distributed import say
+from nepa_jax.hooks import Hook, ProfileRequest
+from nepa_jax.hosts.preemption import Preemption
 from nepa_jax.mesh import put_batch
 from nepa_jax.objectives.base import Batch
+from nepa_jax.run.memory import memory_is_told
 from nepa_jax.setup import set_up
 from nepa_jax.step import TrainState, Update
 
@@ -36,18 +39,27 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
     """
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
+        profile = stack.enter_context(ProfileRequest())
         run = set_up(config, workdir, stack)
         total = run.config.schedule.total_steps
         state = run.initial_state()
         start, stop = int(state.step), min(total, stop_step or total)
+        alone = not jax.distributed.is_initialized()  # the others would wait for this one
         if start >= stop:
             say(f"nothing to do: step {start} of {stop} is reached")
             run.mark_done(state)
             return state
-        update = run.compiled_update()
+        try:
+            update = run.compiled_update(lambda: alone and preemption.noticed)
+        except GivenUp:
+            say(
+                f"stopped while compiling, at step {start}: nothing is lost; the same command goes on"
+            )
+            return state
         data = stack.enter_context(DeviceBatches(run.loader, run.mesh))
-        hooks = stack.enter_context(run.hooks(data, start))
-        state = train(state, update, data, hooks, range(start, stop), preemption.requested)
+        hooks = stack.enter_context(run.hooks(data, start, profile))
+        with memory_is_told(run.config):
+            state = train(state, update, data, hooks, range(start, stop), preemption.requested)
         for hook in hooks:
             hook.close(state)
         done = int(state.step)

@@ -30,7 +30,7 @@ from nepa_jax.checkpoint import (
 )
 from nepa_jax.checksums import BLOCK, _of_devices, checksum, checksums
 from nepa_jax.config import base_config
-from nepa_jax.errors import UserError
+from nepa_jax.errors import RunDiverged, UserError
 from nepa_jax.meta import Damaged, Provenance
 from nepa_jax.metrics import read_metrics
 from nepa_jax.setup import set_up
@@ -450,7 +450,9 @@ def test_no_checkpoint_holds_a_state_that_is_not_finite(dataset, tmp_path, monke
         "    return value * float('nan'), metrics\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    run(dataset, tmp_path / "run", objective__name="nan_objective")
+    with pytest.raises(RunDiverged, match="the last 4 of 4 steps"):
+        run(dataset, tmp_path / "run", objective__name="nan_objective")
+    assert not (tmp_path / "run" / "DONE").exists()
     trained = load_trained(str(tmp_path / "run"), ema=False)
     assert trained.step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.model))

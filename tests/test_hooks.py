@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from nepa_jax.errors import RunDiverged
+from nepa_jax.goodput import Goodput
 from nepa_jax.hooks import (
     PROFILED_ON_SIGNAL,
+    CheckpointHook,
     ProfileHook,
+    ProfileRequest,
     Report,
     WatchdogHook,
     check_end,
@@ -56,15 +59,59 @@ def test_waiting_for_data_is_told_once_but_not_at_the_first_step(capsys):
     assert "at step 2" in warning and "data.decode=fast" in warning
 
 
+@pytest.mark.trial
+def test_an_eta_is_told_from_the_second_step_and_then_every_ten_seconds(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    report = Report([], start_step=0, total_steps=100)
+    report(1, HEALTHY)
+    for step in range(2, 12):
+        now[0] += 4.0
+        report.pulse(step, -0.5)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["step 1/100", "step 2/100", "step 5/100", "step 8/100", "step 11/100"]  # fmt: skip
+    assert lines[1][-1] == "ETA 0:06:32"  # 98 steps of 4 s
+
+
+class Saves:
+    """In place of a run's checkpoints."""
+
+    saved_step = 0
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def check(self) -> None: ...
+
+    def save(self, step: int, state: object, provenance: object) -> None:
+        self.steps.append(step)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    "first_minutes, saved", [(1.0, [63, 200]), (0.0, [200]), (1e-9, [1, 200]), (5.0, [200])]
+)
+def test_a_first_checkpoint_comes_by_time(monkeypatch, tmp_path, first_minutes, saved):
+    """At one second a step; the clock is asked after ever more steps, a quarter more each time."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    saves = Saves()
+    hook = CheckpointHook(200, first_minutes, saves, None, Goodput(tmp_path / "goodput.json"))
+    for step in range(1, 250):
+        now[0] += 1.0
+        hook(step, None, {})
+    assert saves.steps == saved
+
+
 def test_too_many_skipped_steps_stop_the_run_and_name_the_examples():
-    guard = skip_guard(2, lambda step: np.arange(40) + 100 * step)
+    guard = skip_guard(2, lambda step, rows: np.arange(rows) + 100 * step)
     guard(7, {"skipped_in_a_row": 2})
-    with pytest.raises(RunDiverged, match=r"step 8.*\[700, 701.*24 more"):
+    with pytest.raises(RunDiverged, match=r"step 8.*\[700, 701.*715\]"):
         guard(8, {"skipped_in_a_row": 3})
 
 
-@pytest.mark.parametrize(("lost", "is_sound"), [(0, True), (1, False), (7, False)])
-def test_a_run_whose_last_step_was_thrown_away_is_not_done(lost, is_sound):
+@pytest.mark.parametrize(("lost", "is_sound"), [(0, True), (1, True), (2, False), (7, False)])
+def test_a_run_whose_last_steps_were_thrown_away_is_not_done(lost, is_sound):
     """The weights are sound, but nobody would want them: this state is what a resume sees, too."""
     state = SimpleNamespace(step=jnp.int32(7), skipped_in_a_row=jnp.int32(lost))
     with (
@@ -130,21 +177,24 @@ class Tracer:
 
 def test_the_steps_of_the_config_are_profiled(monkeypatch, tmp_path):
     tracer = Tracer(monkeypatch)
-    tracer.run(ProfileHook(tmp_path, (5, 8)), range(1, 20))
+    tracer.run(ProfileHook(tmp_path, (5, 8), ProfileRequest()), range(1, 20))
     assert tracer.calls == [("start", 4), ("stop", 7)]  # after step 4, after step 7
 
 
 def test_a_signal_profiles_the_next_steps(monkeypatch, tmp_path):
-    tracer, hook = Tracer(monkeypatch), ProfileHook(tmp_path, (0, 0))
-    tracer.run(hook, range(1, 4))
-    assert tracer.calls == []
-    os.kill(os.getpid(), signal.SIGUSR1)
-    tracer.run(hook, range(4, 20))
+    former = signal.getsignal(signal.SIGUSR1)
+    with ProfileRequest() as request:
+        tracer, hook = Tracer(monkeypatch), ProfileHook(tmp_path, (0, 0), request)
+        tracer.run(hook, range(1, 4))
+        assert tracer.calls == []
+        os.kill(os.getpid(), signal.SIGUSR1)
+        tracer.run(hook, range(4, 20))
+    assert signal.getsignal(signal.SIGUSR1) == former
     assert tracer.calls == [("start", 4), ("stop", 4 + PROFILED_ON_SIGNAL)]
 
 
 def test_a_profile_is_written(tmp_path, capsys):
-    hook = ProfileHook(tmp_path / "profile", (1, 2))
+    hook = ProfileHook(tmp_path / "profile", (1, 2), ProfileRequest())
     for step in range(3):
         hook(step, None, {"loss": jnp.ones(8) + step})
     assert list(tmp_path.rglob("*.xplane.pb"))

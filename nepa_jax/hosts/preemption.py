@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -70,13 +71,6 @@ class Preemption:
 
 
 def _tell(text: str) -> None:
-    """Not print, which the signal may have interrupted.
-
-    Where the terminal is gone, all that is still printed goes nowhere, so that the save is made.
-    """
-    try:
+    """Not print, which the signal may have interrupted."""
+    with suppress(OSError):  # the terminal is gone
         os.write(2, text.encode())
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)

@@ -64,21 +64,6 @@ def test_what_nohup_ignores_stays_ignored():
         process.kill()
 
 
-@pytest.mark.trial
-def test_a_terminal_that_is_gone_does_not_stop_the_save(tmp_path):
-    """After an ssh session dropped, every print would fail."""
-    script = textwrap.dedent("""
-        import os, pathlib, sys
-        from nepa_jax.hosts import preemption
-        os.close(2)  # as a terminal that is gone: writing fails
-        preemption._tell("x")
-        print("into nowhere", flush=True)
-        pathlib.Path(sys.argv[1]).write_text("saved")
-    """)
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=True)
-    assert (tmp_path / "x").read_text() == "saved"
-
-
 def test_the_former_handlers_come_back():
     former = {number: signal.getsignal(number) for number in NOTICES}
     with Preemption() as preemption:

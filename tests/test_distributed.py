@@ -455,6 +455,11 @@ AGREE = """
     with distributed.failing_together():
         distributed.compare_hosts({"data": "x"})
         print("equal")
+        if me == 0:
+            tables = open("/proc/net/tcp").read() + open("/proc/net/tcp6").read()
+            port = f":{int(address.rpartition(':')[2]):04X}"
+            words = [line.split() for line in tables.splitlines()]
+            print("listens at", *(w[1] for w in words if w[1].endswith(port) and w[3] == "0A"))
         with Preemption() as preemption:
             for step in range(400):
                 if me == 1 and step == 3:
@@ -480,6 +485,8 @@ def test_two_processes_compare_and_stop_at_the_same_step():
         assert "data is x0, but x1 on process 1" in output
         assert "code is" not in output, output
         stops += [line for line in output.splitlines() if line.startswith("stop at")]
+    (listens,) = re.findall("listens at .*", ended[0][1])  # jax: there alone
+    assert re.fullmatch("listens at (0{16}FFFF0000)?0100007F:[0-9A-F]{4}", listens)
     assert len(stops) == 2 and len(set(stops)) == 1 and stops[0] != "stop at 399"
 
 
@@ -503,4 +510,45 @@ def test_one_process_fails_and_the_other_ends_too():
     survivor, failed = finish([child(FAIL, address, i) for i in range(2)])
     assert time.monotonic() - began < 45
     assert failed[0] == 2 and "only here" in failed[1], failed[1]
-    assert survivor[0] not in (0, None) and "another task died" in survivor[1], survivor[1]
+    assert survivor[0] not in (0, 2, None) and "another task died" in survivor[1], survivor[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("x"), 2), (UnavailableError("x"), 1), (KeyboardInterrupt(), 1)]
+)
+def test_a_process_that_fails_alone_keeps_its_exit_code(error, code, monkeypatch):
+    """jax would abort it, and launchers would not know what it was."""
+    ends = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "all_fail", lambda: False)
+    monkeypatch.setattr(distributed.atexit, "register", lambda function, code: ends.append(code))
+    with pytest.raises(type(error)), distributed.failing_together():
+        raise error
+    assert ends == [code]
+
+
+@pytest.mark.trial
+def test_what_a_host_did_not_say_in_time_may_come_later(monkeypatch):
+    class Store:
+        """jax's, without the value of process 1."""
+
+        def key_value_increment(self, key: str, by: int) -> int:
+            return by
+
+        def key_value_set(self, key: str, value: str) -> None:
+            pass
+
+        def blocking_key_value_get(self, key: str, timeout_ms: int) -> str:
+            if key.endswith("/0"):
+                return "{}"
+            raise jax.errors.JaxRuntimeError(self.reason)
+
+    monkeypatch.setattr(distributed, "client", Store)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.jax_distributed.global_state, "num_processes", 2)
+    for Store.reason, text in (
+        ("DEADLINE_EXCEEDED: ...", "process 1 did not say what it runs within 300 s"),
+        ("UNAVAILABLE: ...", "the hosts could not compare what they run"),
+    ):
+        with pytest.raises(UnavailableError, match=text):
+            distributed.compare_hosts({})

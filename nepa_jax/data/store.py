@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from nepa_jax.base.private import private_folder
 from nepa_jax.data.manifest import MANIFEST, check_manifest, read_manifest
 from nepa_jax.errors import UnavailableError, UserError, in_short
+
+URL_LIKE = re.compile(r"[A-Za-z0-9+.-]*:/")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*[^/]/*")
 
 # Errors of storage that the same command would meet again: by their kinds, the numbers of the
 # system, those of HTTP, and the words that the clients of storages begin theirs with.
@@ -35,7 +39,7 @@ class Store:
 
     def __init__(self, out: str) -> None:
         self.out = out
-        self._remote = None if "://" not in out else _file_system(out)
+        self._remote = _file_system(out) if URL_LIKE.match(out) else None
 
     @property
     def name(self) -> str:
@@ -124,6 +128,10 @@ def _comes_again(error: BaseException) -> bool:
 
 
 def _file_system(out: str) -> Any:
+    if not URL.fullmatch(out):
+        raise UserError(
+            f"--out={out} is no URL: give a folder, or a URL such as gs://bucket/folder"
+        )
     import fsspec
 
     try:

@@ -1,9 +1,8 @@
 """The classes of images that no folder spells: a table of file names, or ImageNet's devkit."""
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from nepa_jax.data.archives import open_files
 from nepa_jax.data.classes import are_ids, in_order, normal
 from nepa_jax.data.columns import LABEL_COLUMNS, NAME_COLUMNS, plain
 from nepa_jax.data.left_out import LeftOut
-from nepa_jax.data.listing import IMAGE_SUFFIXES, Example, Listing
+from nepa_jax.data.listing import Example, Listing
+from nepa_jax.data.matching import Parts, Rows, loose, loose_name, matched, path_parts, suffix_of
 from nepa_jax.data.members import File
 from nepa_jax.data.progress import warn
 from nepa_jax.data.tables import read_table
@@ -29,11 +29,6 @@ NO_LABEL = ("", "nan", "null", "\\n", "<na>", "#n/a")
 UNLABELLED = "images that --labels has no class for"
 UNUSED = "lines of --labels for images that are not there"
 NULL = "lines of --labels without a class"
-
-NAMED = 3
-
-Parts = tuple[str, ...]
-Rows = Mapping[Parts, str]  # the class, by the parts of the path
 
 
 def by_labels(
@@ -53,7 +48,7 @@ def by_labels(
     images, or no class for most of them.
     """
     rows = _read_rows(labels, images, scratch, left_out)
-    found = _matched(rows, images, source)
+    found = matched(rows, images, source)
     if 2 * len(found) < len(images):
         missing = next(image.path for image in images if image.path not in found)
         raise UserError(
@@ -94,8 +89,8 @@ def _read_rows(labels: Path, images: Sequence[File], scratch: Path, left_out: Le
     for name, label in _pairs(table, images, labels):
         if label is None:
             left_out.add(NULL, name)
-        elif rows.setdefault(_parts(name), label) != label:
-            doubled.setdefault(name, {rows[_parts(name)]}).add(label)
+        elif rows.setdefault(path_parts(name), label) != label:
+            doubled.setdefault(name, {rows[path_parts(name)]}).add(label)
     if doubled:
         name, both = next(iter(doubled.items()))
         raise UserError(
@@ -124,12 +119,12 @@ def _pairs(
 
 def _name_column(table: Sequence[Sequence[str]], images: Sequence[File]) -> int:
     """The column that names the most images, with their suffixes or without."""
-    exact = {_parts(image.path)[-1:] for image in images}
-    loose = set(map(_loose, exact))
+    exact = {path_parts(image.path)[-1:] for image in images}
+    alike = set(map(loose, exact))
 
     def images_named(column: int) -> tuple[int, int]:
-        named = {_parts(row[column])[-1:] for row in table}
-        return len(named & exact), len(set(map(_loose, named)) & loose)
+        named = {path_parts(row[column])[-1:] for row in table}
+        return len(named & exact), len(set(map(loose, named)) & alike)
 
     return max(range(len(table[0])), key=images_named)
 
@@ -139,11 +134,11 @@ def _is_head(
 ) -> bool:
     """Whether the first row names the columns: by words for them, where an image would be named."""
     first = table[0][names]
-    known = {_loose_name(_parts(image.path)) for image in images}
-    if _suffix(first) or _loose_name(_parts(first)) in known:
+    known = {loose_name(path_parts(image.path)) for image in images}
+    if suffix_of(first) or loose_name(path_parts(first)) in known:
         return False
     words = {*NAME_COLUMNS, *LABEL_COLUMNS}
-    return not words.isdisjoint(head) or all(_suffix(row[names]) for row in table[1:])
+    return not words.isdisjoint(head) or all(suffix_of(row[names]) for row in table[1:])
 
 
 def _label_column(
@@ -202,106 +197,6 @@ def _check_classes(values: Sequence[str], labels: Path) -> None:
             f"--labels={labels} has {len(set(values))} classes, such as {values[0]}, for "
             f"{len(values)} images: name the column with the classes `label` in the first line"
         )
-
-
-def _matched(rows: Rows, images: Sequence[File], source: Path) -> Mapping[str, Parts]:
-    """The row of each image that has one, by the path of the image."""
-    root = source.absolute().parts
-    if not source.is_dir():  # an archive counts as a folder
-        root = (*root[:-1], root[-1].partition(".")[0])
-    paths = {image.path: _parts("/".join((*root, image.path))) for image in images}
-    found: dict[str, Parts] = {}
-    shared = len(os.path.commonprefix([row[:-1] for row in rows]))  # noqa: RUF071 (of parts)
-    for skipped, key in ((0, tuple), (0, _loose), (shared, _loose)):
-        keys = _keys(rows, set(found.values()), lambda row, n=skipped, key=key: key(row[n:]))
-        if skipped:  # names alone come last
-            keys = {end: row for end, row in keys.items() if len(end) > 1}
-        found |= _same_ends(keys, _without(paths, found), key)
-    return found | _same_names(
-        _keys(rows, set(found.values()), _loose_name), _without(paths, found), source
-    )
-
-
-def _without(paths: Mapping[str, Parts], found: Mapping[str, Parts]) -> Mapping[str, Parts]:
-    return {path: parts for path, parts in paths.items() if path not in found}
-
-
-def _keys(rows: Rows, used: set[Parts], key: Callable[[Parts], Parts]) -> Mapping[Parts, Parts]:
-    """The rows that are not used yet, by a key; none of those that share a key, and no class."""
-    keys: dict[Parts, Parts] = {}
-    doubtful = set()
-    for row in rows.keys() - used:
-        if rows[keys.setdefault(key(row), row)] != rows[row]:
-            doubtful.add(key(row))
-    return {end: row for end, row in keys.items() if end not in doubtful}
-
-
-def _same_ends(
-    rows: Mapping[Parts, Parts], paths: Mapping[str, Parts], key: Callable[[Parts], Parts]
-) -> dict[str, Parts]:
-    """The longest row that each path ends in. Raises UserError if several paths end in it."""
-    longest = max(map(len, rows), default=0)
-    found: dict[str, Parts] = {}
-    for path, parts in paths.items():
-        whole = key(parts)
-        ends = (whole[-n:] for n in range(min(longest, len(whole)), 0, -1))
-        if end := next((end for end in ends if end in rows), None):
-            found[path] = rows[end]
-    _check_unique(found)
-    return found
-
-
-def _same_names(
-    rows: Mapping[Parts, Parts], paths: Mapping[str, Parts], source: Path
-) -> dict[str, Parts]:
-    """Rows and paths with the same name in other folders, if one path has it."""
-    counts = Counter(map(_loose_name, paths.values()))
-    found = {
-        path: rows[name]
-        for path, parts in paths.items()
-        if counts[name := _loose_name(parts)] == 1 and name in rows
-    }
-    if found:
-        path, row = next(iter(found.items()))
-        warn(
-            f"{len(found)} images of {source} are labelled by their names alone: --labels has "
-            f"them in other folders, such as {'/'.join(row)} for {path}"
-        )
-    return found
-
-
-def _check_unique(found: Mapping[str, Parts]) -> None:
-    first: dict[Parts, str] = {}
-    for path, row in found.items():
-        if (other := first.setdefault(row, path)) != path:
-            raise UserError(
-                f"--labels has one line {'/'.join(row)} for two images, {other} and {path}: "
-                "write their paths into it"
-            )
-
-
-def _parts(name: str) -> Parts:
-    """The folders and the file of a path, as any system writes it."""
-    parts = normal(name).replace("\\", "/").split("/")
-    return tuple(part for part in parts if part not in ("", ".", ".."))
-
-
-def _suffix(name: str) -> str:
-    """The suffix of an image's name; none, if it has another or none."""
-    dot = name.rfind(".")
-    return name[dot:] if dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES else ""
-
-
-def _loose(path: Parts) -> Parts:
-    """A path without the suffix of an image, in any case."""
-    if not path:
-        return ()
-    name = path[-1].removesuffix(_suffix(path[-1]))
-    return tuple(part.casefold() for part in (*path[:-1], name))
-
-
-def _loose_name(path: Parts) -> Parts:
-    return _loose(path[-1:])
 
 
 def _is_number(text: str) -> bool:

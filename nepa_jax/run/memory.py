@@ -38,6 +38,8 @@ def _available_bytes() -> int:
 def needed_bytes(program: Any) -> int:
     """What a compiled program takes on a device beside its arguments, which are there already."""
     found = program.memory_analysis()
+    if found is None:  # a backend that does not tell
+        return 0
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 

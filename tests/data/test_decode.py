@@ -208,6 +208,7 @@ def test_too_little_memory_is_not_a_damaged_image(encode, picture, monkeypatch):
     def fail(*_):
         raise MemoryError
 
+    data = encode(picture(15).convert("P"))
     monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(MemoryError):
-        decode_pixels(encode(picture(15).convert("P")))
+        decode_pixels(data)

@@ -109,7 +109,7 @@ if __name__ == "__main__":
     print(multiprocessing.active_children()[0].pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """)
-    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert run.returncode == -signal.SIGKILL
     worker, deadline = int(run.stdout), time.monotonic() + 30
     while time.monotonic() < deadline and is_running(worker):

@@ -43,7 +43,7 @@ from nepa_jax.meta import Provenance
 from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.run.lock import WorkdirLock
-from nepa_jax.run.memory import fitting, memory_is_told
+from nepa_jax.run.memory import fitting, memory_is_told, require_room
 from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
@@ -85,6 +85,7 @@ class Run:
 
     def _initial_state(self) -> TrainState:
         target = abstract_state(self.config, self.objective, self.mesh)
+        require_room(target)
         check = partial(check_same_run, current=self.provenance, workdir=str(self.workdir))
         with self.goodput.spent("restore"):
             resumed = self.checkpoints.restore_latest(target, check)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -81,6 +82,47 @@ def test_a_run_killed_three_times_ends_bitwise_as_an_undisturbed_one(dataset, tm
     assert [row["train/loss"] for row in killed_log] == [row["train/loss"] for row in calm_log]
 
 
+@pytest.mark.trial
+@pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_exits_0(dataset, tmp_path, notice):
+    steps = dict(schedule__total_steps="100000", checkpoint__every_steps="100000")
+    arguments = command(
+        "pretrain", *small.arguments("nepa", dataset, **steps), f"--workdir={tmp_path}"
+    )
+    run = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any(line.startswith("step 3/") for line in run.stdout)
+    second = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
+    assert f"a run is going on in it already (process {run.pid} on " in second.stderr
+    run.send_signal(notice)
+    output, error = run.communicate(timeout=120)
+    assert run.returncode == 0, error
+    assert f"{notice.name}: saving, then stopping" in error
+    (step,) = re.findall(r"preempted: saved step (\d+); the same command goes on", output)
+    assert [saved.step for saved in find_saved(str(tmp_path), None)] == [int(step)]
+
+
+@pytest.mark.trial
+def test_a_workdir_whose_checkpoints_are_gone_is_not_begun_again(dataset, tmp_path):
+    config = small.config("nepa", dataset, schedule__total_steps="4")
+    pretrain(config, str(tmp_path))
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    longer = small.config("nepa", dataset, schedule__total_steps="6")
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        pretrain(longer, str(tmp_path))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+@pytest.mark.trial
+def test_an_average_can_be_switched_on_at_a_resume(dataset, tmp_path, capsys):
+    pretrain(small.config("nepa", dataset, optim__ema_decay="none"), str(tmp_path))
+    more = dict(schedule__total_steps="8", optim__ema_decay="0.5")
+    state = pretrain(small.config("nepa", dataset, **more), str(tmp_path))
+    assert "begins with the weights of step 6" in capsys.readouterr().out
+    assert state.ema is not None and int(state.step) == 8
+
+
 def test_metrics_hold_what_is_promised(dataset, tmp_path):
     pretrain(small.config("mae", dataset), str(tmp_path))
     rows = logged(tmp_path)
@@ -122,9 +164,11 @@ def test_a_run_of_nothing_but_nan_is_not_done(section, key, value, dataset, tmp_
 
 def test_a_workdir_of_another_run_is_refused(dataset, tmp_path):
     pretrain(small.config("nepa", dataset), str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for change in (dict(model__depth="3"), dict(run__seed="5"), dict(data__batch_size="16")):
-        with pytest.raises(UserError, match="holds another run"):
+        with pytest.raises(UserError, match=r"holds another run.*run\.init_from"):
             pretrain(small.config("nepa", dataset, **change), str(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_changed_data_set_is_refused_unless_accepted(dataset, tmp_path):

@@ -1,5 +1,6 @@
 """Whether a step fits into memory, asked of the compiled program; and what would."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,26 @@ def needed_bytes(program: Any) -> int:
     if found is None:  # a backend that does not tell
         return 0
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+
+
+def require_room(state: Any) -> None:
+    """Asked before a state is made.
+
+    Args:
+        state: its leaves have shapes, dtypes and shardings.
+
+    Raises:
+        UserError: a device has no room for its part.
+    """
+    free, leaves = free_bytes(), jax.tree.leaves(state)
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
+    if free is not None and needed > free:
+        raise UserError(
+            f"weights, moments and average need {needed / GIB:,.1f} GiB of memory per device, and "
+            f"{free / GIB:,.1f} GiB are free; try a smaller model, or more devices with mesh.fsdp"
+        )
 
 
 def fitting(config: ConfigDict, compile_step: Compile, devices: int) -> Any:

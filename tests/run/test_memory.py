@@ -74,6 +74,17 @@ def test_a_device_that_does_not_say_is_believed(config, monkeypatch):
     fitting(config, Compiler(1e4), devices=8)
 
 
+@pytest.mark.trial
+def test_a_state_that_has_no_room_is_told_before_it_is_made():
+    split = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    fits, large = (
+        jax.ShapeDtypeStruct((GIB, n), jax.numpy.float32, sharding=split) for n in (2, 3)
+    )
+    memory.require_room({"weights": fits})
+    with pytest.raises(UserError, match=r"need 12.0 GiB.*10.0 GiB are free"):
+        memory.require_room({"weights": large})
+
+
 def test_this_machine_says_what_it_has(monkeypatch):
     monkeypatch.undo()
     assert 0 < free_bytes() * jax.local_device_count() < 2**50
@@ -83,7 +94,7 @@ def test_this_machine_says_what_it_has(monkeypatch):
 def test_running_out_of_memory_is_one_line(config):
     text = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nstack of compiler"
     with (
-        pytest.raises(UserError, match="ran out of memory.*accum_steps=2"),
+        pytest.raises(UserError, match=r"ran out of memory.*accum_steps=2"),
         memory_is_told(config),
     ):
         raise jax.errors.JaxRuntimeError(text)

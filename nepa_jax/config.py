@@ -861,11 +861,12 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
 
 def with_later_keys(config: ConfigDict) -> ConfigDict:
     """The config itself, with the keys that came after it was written."""
-    objective = config.get("objective", ConfigDict())
-    for section, keys in (("model", "model"), ("objective", objective.get("name", ""))):
+    sections = [config.get(name) for name in ("model", "objective")]
+    model, objective = (s if isinstance(s, ConfigDict) else ConfigDict() for s in sections)
+    for section, keys in ((model, "model"), (objective, objective.get("name", ""))):
         for name, value in _LATER_KEYS.get(keys, {}).items():
-            if section in config and name not in config[section]:
-                config[section][name] = value
+            if name not in section:
+                section[name] = value
     return config
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from nepa_jax.data.progress import ordered_map
 from nepa_jax.errors import UserError
-from nepa_jax.export.files import FLOATS, ArrayLike
+from nepa_jax.export.files import FLOATS, ArrayLike, equal
 from nepa_jax.export.tables import Format
 from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.vit import ViTConfig
@@ -286,17 +286,13 @@ def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:
             report.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
         elif str(arrays[name].dtype) not in FLOATS:
             report.unreadable.append((name, str(arrays[name].dtype)))
-        elif entry.ours in fixed and not _same(
+        elif entry.ours in fixed and not equal(
             arrays[name], entry.operation.export(fixed[entry.ours].values()[entry.index])
         ):
             report.unexpected.append(f"{name} (other than the constant this model has there)")
         else:
             report.mapped.append((name, entry.ours))
     return report
-
-
-def _same(found: ArrayLike, expected: np.ndarray) -> bool:
-    return np.allclose(np.asarray(found), expected, atol=1e-5)
 
 
 # Both ways

@@ -7,14 +7,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nepa_jax.base.text import read_json
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, in_short
 
 Shapes = Mapping[str, tuple[int, ...]]
 Stream = Iterable[tuple[str, np.ndarray]]
@@ -35,6 +35,12 @@ class ArrayLike(Protocol):
     dtype: Any
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
+
+
+def equal(array: ArrayLike, values: np.ndarray) -> bool:
+    """Whether an array holds these values, as far as its dtype can."""
+    rounding = float(ml_dtypes.finfo(FLOATS[str(array.dtype)]).eps)
+    return np.allclose(np.asarray(array, np.float32), values, rtol=1e-5, atol=max(1e-5, rounding))
 
 
 @dataclass(frozen=True)
@@ -197,8 +203,9 @@ def _part_names(index: Path) -> list[str]:
     if not isinstance(parts, dict) or not parts:
         raise UserError(f"{index}: weight_map = {_short(parts)}: must say the file of every array; get it again")  # fmt: skip
     for array, name in parts.items():
-        if not isinstance(name, str) or name != Path(name).name:
-            raise UserError(f"{index}: weight_map: {array} = {_short(name)}: must be the name of a file in this folder; get it again")  # fmt: skip
+        plain = isinstance(name, str) and name == Path(name).name != ""
+        if not plain or name.endswith(".json"):
+            raise UserError(f"{index}: weight_map: {array} = {_short(name)}: must be the name of a weight file in this folder; get it again")  # fmt: skip
     return sorted(set(parts.values()))
 
 
@@ -245,9 +252,7 @@ def read_npz(path: Path) -> Stored:
 def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
     """The header is parsed here, once: NumPy's parser must not run in several threads."""
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = _NPY_HEADERS.get(version, np.lib.format.read_array_header_2_0)
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = _npy_header(file)
         start = file.tell()
     name, stored = _npy_dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -266,7 +271,16 @@ def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stor
     return StoredArray(tuple(shape), name, read)
 
 
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Raises ValueError if it is none."""
+    parsers = {(1, 0): np.lib.format.read_array_header_1_0}
+    version = np.lib.format.read_magic(file)
+    try:
+        return parsers.get(version, np.lib.format.read_array_header_2_0)(file)
+    except (zipfile.BadZipFile, zlib.error):
+        raise
+    except Exception as error:  # Python's own parser is behind it
+        raise ValueError(in_short(error)) from None
 
 
 def _npy_dtype(dtype: np.dtype) -> tuple[str, np.dtype]:

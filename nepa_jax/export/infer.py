@@ -65,6 +65,8 @@ def infer_config(table: Format, arrays: Arrays, theirs: Mapping[str, Any], sourc
         ) from None
     usual = _usual(table, told)
     said = known_values(table.name, theirs)
+    if "global_pool" in theirs:
+        usual.pop("objective.pool", None)
     config = run_config(CONFIG_TABLES[table.name], {**told, **usual, **said}, source)
     guesses = [
         "model.image_size" if key == "model.side" else key for key in usual if key not in said

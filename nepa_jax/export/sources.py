@@ -43,7 +43,6 @@ WEIGHTS = (
     files.SAFETENSORS, files.INDEX, files.NPZ,
     "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-POSITIONS_ATOL = 1e-5  # as far as a stored sine-cosine table may be off
 # Parts of a file that only one objective has: without it they are left aside.
 PARTS = {"decoder": MAE, "head": SUPERVISED, "fc_norm": SUPERVISED}
 
@@ -352,10 +351,11 @@ def _set_positions(config: ConfigDict, table: Format, arrays: Arrays) -> None:
     grid, dim = (height // config.model.patch_size, width // config.model.patch_size), config.model.embed_dim  # fmt: skip
     if tuple(array.shape) != (1, grid[0] * grid[1] + table.class_position, dim):
         return  # told with the other shapes that do not fit
-    found = np.asarray(array, np.float32)[0]
-    patches, first = (found[1:], found[0]) if table.class_position else (found, np.zeros(dim))
-    same = dim % 4 == 0 and np.allclose(patches, sincos_table(grid, dim), atol=POSITIONS_ATOL)
-    config.model.posemb = "sincos" if same and not first.any() else "learned"
+    config.model.posemb = "learned"
+    if dim % 4 == 0:
+        expected = np.zeros(array.shape, np.float32)
+        expected[0, table.class_position :] = sincos_table(grid, dim)
+        config.model.posemb = "sincos" if files.equal(array, expected) else "learned"
 
 
 def _with_pixels(found: Inferred, folder: Path) -> Inferred:
@@ -384,7 +384,8 @@ def _proven(config: ConfigDict, weights: Path, arrays: Arrays, choices: Choices)
         objective = saved_objective(config, str(weights), choices.objective)
     else:
         objective = load_objective(config.objective.name)
-    problems = getattr(objective, "problems", lambda config: [])(config)
+    _require_sound(weights, getattr(objective, "problems", lambda config: [])(config))
+    problems = []
     longest = max((max(array.shape, default=1) for array in arrays.values()), default=0)
     for key, value in flat_keys(config).items():
         part = key.rpartition(".")[2]

@@ -265,6 +265,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` tells what there is")
 
 
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Reads an option that is a whole number from low to high."""
+
+    def read(text: str) -> int:
+        if text.isdecimal() and len(text) < 20 and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {low:,} to {high:,}")
+
+    return read
+
+
 def print_versions() -> None:
     """Ours, Python's and those of the libraries that compute, read and save; devices are not touched."""
     from importlib.metadata import version
@@ -316,7 +327,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--out", required=True, help="folder for the shards")
     verb.add_argument("--split", default="train")
-    verb.add_argument("--shards", type=int, help="number of shards (default: by size)")
+    verb.add_argument(
+        "--shards", type=whole(1, 100_000), help="number of shards (default: by size)"
+    )
     verb.add_argument("--labels", help="ground truth of the ILSVRC validation tar")
     verb.add_argument(
         "--reencode", help="e.g. short_side=384,quality=90: smaller and faster, not exact"
@@ -353,14 +366,18 @@ def make_parser() -> argparse.ArgumentParser:
         "W --format=nepa --out=DIR --check",
     )
     verb.add_argument("path", help="workdir of a pretraining run, or WORKDIR/checkpoints/STEP")
-    verb.add_argument("--step", type=int, help="of the checkpoint (default: the newest sound one)")
+    verb.add_argument(
+        "--step", type=whole(0, 2**31), help="of the checkpoint (default: the newest sound one)"
+    )
     verb.add_argument(
         "--format", required=True, help="nepa, mae, vit_mae, vit, timm, timm_eva, big_vision"
     )
     verb.add_argument("--out", required=True, help="folder for the exported files")
     verb.add_argument("--ema", action="store_true", help="the averaged weights")
     verb.add_argument("--encoder-only", action="store_true", help="without MAE's decoder")
-    verb.add_argument("--image-size", type=int, help="resample the position table to this size, px")
+    verb.add_argument(
+        "--image-size", type=whole(1, 16_384), help="resample the position table to this size, px"
+    )
     verb.add_argument("--check", action="store_true", help="compare with PyTorch, layer by layer")
 
     verb = add(
@@ -409,5 +426,5 @@ def add_hosts(verb: argparse.ArgumentParser) -> None:
         "on each host with --coordinator=10.0.0.2:8476 --processes=4 --process=0 (1, 2, 3)",
     )
     hosts.add_argument("--coordinator", help="HOST:PORT of process 0, the same on all hosts")
-    hosts.add_argument("--processes", type=int, help="how many processes there are")
-    hosts.add_argument("--process", type=int, help="which one this is, from 0")
+    hosts.add_argument("--processes", type=whole(1, 1_000_000), help="how many processes there are")
+    hosts.add_argument("--process", type=whole(0, 1_000_000), help="which one this is, from 0")

@@ -7,7 +7,9 @@ import sys
 import pytest
 import small
 
+from nepa_jax.bench import table_of
 from nepa_jax.cli import main
+from nepa_jax.data.prepare import prepare_arrays
 
 
 def outcome(capsys, *arguments: str) -> tuple[int, str]:
@@ -89,6 +91,130 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         main([*verb, "--help"])
     assert stop.value.code == 0
     assert "example: " in capsys.readouterr().out
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["pretain"], "invalid choice: 'pretain'"),
+        (["export", "W"], "required: --format, --out"),
+        (["export", "W", "--format=mae", "--out=o", "--step=x"], "x: give a whole number"),
+        (["export", "W", "--format=mae", "--out=o", "--image-size=8000000"], "from 1 to 16,384"),
+        (["data", "prepare", "W", "--out=o", "--shards=-1"], "from 1 to 100,000"),
+        (["data", "prepare", "W", "--out="], "out is empty"),
+        (["data", "inspect", ""], "path is empty"),
+        (["pretrain", "--config=configs/nepa.py"], "--workdir is missing"),
+        (["pretrain", "--config=configs/nepa.py", "--workdir="], "workdir is empty"),
+        (["pretrain", "--config=", "--workdir=w"], "config is empty"),
+        (["pretrain", "--config=configs/nepa.py", "--workdir=w", "--config.optim.lr"], "no value"),
+        (["pretrain", "--config=configs/nepa.py", "--config.optim.lr", "--workdir=w"], "no value"),
+        (["pretrain", "--config=configs/nepa.py", "--workdir=w", "stray"], "'stray' is unknown"),
+        (["--vers"], "'--vers' is unknown"),
+    ],
+)
+def test_an_argument_that_is_wrong_is_one_line(arguments, part, capsys):
+    code, error = outcome(capsys, *arguments)
+    assert code == 2 and part in error and error.count("\n") == 1
+
+
+@pytest.mark.trial
+def test_mistakes_are_answered_without_loading_jax(tmp_path):
+    """Which takes seconds, and holds the devices."""
+    code = """
+import sys
+from nepa_jax.cli import main
+for arguments in (["--version"], [], ["pretrain", "--config=configs/mae.py", "--print-config"],
+                  ["pretrain", "--config=configs/mae.py", "--config.optim.lr=-1", "--workdir=w"],
+                  ["pretrain", "--config=configs/mae.py", "--config.optim.lrr=1", "--workdir=w"]):
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        print("code", stop.code)
+loaded = {"jax", "grain", "cv2"} & sys.modules.keys()
+assert not loaded, loaded
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("code 2") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_printed_config_runs_again(tmp_path, capsys):
+    main(["pretrain", *small.arguments("mae", "somewhere"), "--print-config"])
+    (tmp_path / "mine.json").write_text(capsys.readouterr().out)
+    main(["pretrain", f"--config={tmp_path / 'mine.json'}", "--print-config"])
+    assert capsys.readouterr().out == (tmp_path / "mine.json").read_text()
+
+
+def test_alone_it_shows_first_steps_and_versions_are_told(capsys):
+    main([])
+    assert "nepa-jax demo" in capsys.readouterr().out
+    main(["data"])
+    assert "prepare" in capsys.readouterr().out
+    main(["--version"])
+    assert "jax " in capsys.readouterr().out
+
+
+def test_every_recipe_is_listed_with_its_cost(capsys):
+    main(["configs"])
+    shown = capsys.readouterr().out
+    row = next(
+        line.split() for line in shown.splitlines() if line.startswith("configs/nepa.py:L/14")
+    )
+    assert row[1:6] == ["1024", "24", "16", "224/14", "256"]
+    assert "presets: release, paper" in shown
+
+
+@pytest.mark.trial
+def test_all_mistakes_come_at_once_those_of_the_mesh_too(dataset, tmp_path, capsys):
+    changes = dict(mesh__data="3", model__patch_size="5", objective__decoder_depth="-1")
+    arguments = small.arguments("mae", dataset, **changes)
+    code, error = outcome(capsys, "pretrain", *arguments, f"--workdir={tmp_path / 'w'}")
+    assert code == 2 and not (tmp_path / "w").exists()
+    for part in ("mesh = ", "model.patch_size = 5", "objective.decoder_depth = -1"):
+        assert part in error
+
+
+SUPERVISED = """from nepa_jax.config import load_config
+def get_config(arg):
+    c = load_config("configs/demo.py:mae")
+    c.data.augment = "random_crop"
+    c.objective = dict(name="nepa_jax.objectives.supervised", num_classes=int(arg), pool="mean", causal=False)
+    return c
+"""
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("classes", "labelled", "part"),
+    [("3", True, "try objective.num_classes=4"), ("4", False, "have no labels")],
+)
+def test_labels_that_cannot_be_learned_are_told_before_compiling(
+    classes, labelled, part, dataset, tmp_path, capsys
+):
+    (tmp_path / "own.py").write_text(SUPERVISED)
+    if not labelled:
+        images = [(small.png(pixels), None, f"{i}.png") for i, pixels in enumerate(small.images(8))]
+        dataset = str(tmp_path / "set")
+        prepare_arrays(images, dataset)
+    overrides = [f"--config.data.path={dataset}", "--config.data.batch_size=8"]
+    code, error = outcome(
+        capsys, "pretrain", f"--config={tmp_path / 'own.py'}:{classes}", *overrides,
+        f"--workdir={tmp_path / 'w'}",
+    )  # fmt: skip
+    assert code == 2 and part in error
+
+
+def test_a_result_of_bench_has_units_and_words():
+    text = table_of({"step_s": 0.25, "data_overhead": -0.035, "export_gb_per_s": 1.5})
+    assert text.splitlines() == [
+        "step_s           0.25 s               of a step on the devices, median",
+        "data_overhead    -0.035               what loop and loader add to a step, as a share; below 0 is noise",
+        "export_gb_per_s  1.5 GB/s of weights",
+    ]
 
 
 def test_the_module_runs_as_the_command():

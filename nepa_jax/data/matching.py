@@ -20,10 +20,13 @@ def matched(rows: Rows, images: Sequence[File], source: Path) -> Mapping[str, Pa
     root = source.absolute().parts
     if not source.is_dir():  # an archive counts as a folder
         root = (*root[:-1], root[-1].partition(".")[0])
-    paths = {image.path: path_parts("/".join((*root, image.path))) for image in images}
+    root = path_parts("/".join(root))
+    paths = {image.path: (*root, *path_parts(image.path)) for image in images}
     found: dict[str, Parts] = {}
     shared = len(os.path.commonprefix([row[:-1] for row in rows]))  # noqa: RUF071 (of parts)
     for skipped, key in ((0, tuple), (0, loose), (shared, loose)):
+        if len(found) == len(paths):
+            break
         keys = _keys(rows, set(found.values()), lambda row, n=skipped, key=key: key(row[n:]))
         if skipped:  # names alone come last
             keys = {end: row for end, row in keys.items() if len(end) > 1}

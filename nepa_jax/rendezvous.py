@@ -227,8 +227,8 @@ class Meeting:
                 hello = await self._welcome(reader, writer, peer[0])
             if hello is not None:
                 await self._stay(hello, reader, writer)
-        except OSError:
-            pass  # it is gone: jax will notice if it was one of the run's
+        except (OSError, asyncio.CancelledError):
+            pass  # it is gone: jax will notice if it was one of the run's. Or it said nothing
         finally:
             writer.close()
             self._connections.discard(task)

@@ -280,7 +280,7 @@ def test_a_stranger_is_told_and_changes_nothing(text, capfd):
 
 
 @pytest.mark.trial
-def test_many_who_say_nothing_delay_nobody(capfd):
+def test_many_who_say_nothing_delay_nobody(capfd, caplog):
     port = free_port()
     first = Attempt(at(port, 0))
     idle = [connect(port, b"x") for _ in range(200)]
@@ -288,6 +288,7 @@ def test_many_who_say_nothing_delay_nobody(capfd):
     assert outcomes([at(port, i) for i in (1, 2)]) == [""] * 2 and first.outcome() == ""
     assert time.monotonic() - began < 2
     assert len(capfd.readouterr().err.splitlines()) == 1  # not one each
+    assert caplog.records == []  # asyncio's
     for line in idle:
         line.close()
 

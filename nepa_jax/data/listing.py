@@ -1,19 +1,98 @@
 """What is to be prepared: the examples of one split, and how a tree of files spells them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nepa_jax.data.archives import File
+from nepa_jax.data.classes import normal, told_forms
+from nepa_jax.data.left_out import LeftOut
+from nepa_jax.data.members import File
+from nepa_jax.data.progress import warn
+from nepa_jax.data.samples import by_class_file
+from nepa_jax.data.tree import in_classes
 from nepa_jax.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    )
 )
-SPLIT_NAMES = frozenset(
-    ("train", "training", "val", "valid", "validation", "test", "testing", "unlabeled")
+OTHER_IMAGES = frozenset(
+    (
+        *(
+            ".heic",
+            ".heif",
+            ".avif",
+            ".jxl",
+            ".jp2",
+            ".j2k",
+            ".jpx",
+            ".svg",
+            ".psd",
+            ".tga",
+            ".ico",
+            ".exr",
+            ".hdr",
+            ".dds",
+            ".pcx",
+        ),
+        *(
+            ".eps",
+            ".raw",
+            ".dng",
+            ".cr2",
+            ".cr3",
+            ".nef",
+            ".arw",
+            ".orf",
+            ".rw2",
+            ".raf",
+            ".dcm",
+            ".fits",
+            ".nii",
+            ".npy",
+        ),
+    )
 )
+ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
+
+# What operating systems, storage boxes and programs put beside the files of others.
+SYSTEM_NAMES = frozenset(
+    (
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", ".directory", ".trash"),
+        *("__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".fseventsd", "icon\r"),
+        *(".trashes", "network trash folder", "temporary items", ".temporaryitems"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharesnap"),
+        *("@tmp", "@database", "@__thumb", ".@__thumb", ".snapshot", ".thumbnails"),
+        *("__pycache__", ".ipynb_checkpoints", ".git"),
+    )
+)
+SYSTEM_PREFIXES = ("._", ".trash-", ".nfs", ".fuse_hidden", "~$")
+
+MAX_BYTES = 256 << 20
+
+SYSTEM = "files that systems put there"
+HIDDEN = "hidden files (a name begins with a dot)"
+LARGE = f"images above {MAX_BYTES >> 20} MiB"
+UNSUPPORTED = "images in a format that is not read (convert them to JPEG or PNG)"
+PACKED = "archives inside of the source (unpack them, or give each as the source)"
+NO_IMAGES = "files that are no images by their names"
 
 
 @dataclass(frozen=True)
@@ -32,88 +111,67 @@ class Listing:
 
     examples: Sequence[Example]
     classes: tuple[str, ...]
-    num_ignored: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def select(files: Sequence[File], split: str, source: Path) -> Listing:
-    """The images of `split`, named relative to its folder, and their classes.
+def find_images(files: Iterable[File], source: Path, left_out: LeftOut) -> list[File]:
+    """The images by their names; the rest is told to `left_out`.
 
-    A tree whose top folders are all named like splits (train, val, test, ...) has splits; any
-    other tree is one split, whatever it is to be called. Folders that merely wrap the whole
-    tree are skipped. A class is a folder; images in no folder are unlabelled.
-
-    Raises UserError if there is no such split, no image, or images both in folders and beside.
+    Raises UserError if there are none.
     """
-    visible = [file for file in files if not _hidden(file)]
-    images = [file for file in visible if _is_image(file)]
+    images = []
+    for file in files:
+        if kind := _why_not(file):
+            left_out.add(kind, "/".join(file.parts))
+        else:
+            images.append(file)
     if not images:
-        raise UserError(
-            f"no images among the {len(visible)} files of {source}: "
-            f"expected names ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    num_ignored = len(visible) - len(images)
-    images = _choose_split(_unwrap(images), split, source)
-    classes = _classes(images, source)
-    labels = {name: label for label, name in enumerate(classes)}
-    return Listing([_example(file, labels) for file in images], classes, num_ignored)
+        found = "; ".join(left_out.lines()) or "it is empty"
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no images in {source}: expected names ending in {suffixes} ({found})")
+    return images
 
 
-def file_by_class(files: Sequence[File], labels: Mapping[str, str], source: Path) -> list[File]:
-    """Puts each image into the folder of its class, as `labels` (file name to class) has it.
+def by_folder(images: Sequence[File], source: Path, left_out: LeftOut) -> Listing:
+    """The images of a split with their folders as classes; unlabelled, if they are in none.
 
-    Raises UserError if an image is not in `labels`.
+    Raises UserError if more images are outside of the folders than in them.
     """
-    images = [file for file in files if _is_image(file) and not _hidden(file)]
-    unknown = [file.parts[-1] for file in images if file.parts[-1] not in labels]
-    if unknown:
-        raise UserError(
-            f"--labels has no class for {len(unknown)} of {len(images)} images of {source}, such "
-            f"as {unknown[0]}: give the file that lists them"
-        )
-    return [replace(file, parts=(labels[file.parts[-1]], file.parts[-1])) for file in images]
+    images = in_classes(images, source, left_out)
+    folders = {file.parts[0] for file in images if len(file.parts) > 1}
+    for line in told_forms(folders):
+        warn(line)
+    classes = sorted(set(map(normal, folders)))
+    labels = {name: label for label, name in enumerate(classes)}
+    examples = [
+        Example("/".join(file.parts), labels.get(normal(file.parts[0])), file.size, file.read)
+        for file in images
+    ]
+    return Listing(examples, tuple(classes), left_out)
 
 
-def _example(file: File, labels: Mapping[str, int]) -> Example:
-    return Example("/".join(file.parts), labels.get(file.parts[0]), file.size, file.read)
+def by_sample(images: Sequence[File], class_of: Mapping[str, File], left_out: LeftOut) -> Listing:
+    """The images of a split with the classes in the files beside them."""
+    labelled, classes = by_class_file(images, class_of, left_out)
+    examples = [
+        Example("/".join(file.parts), label, file.size, file.read) for file, label in labelled
+    ]
+    return Listing(examples, classes, left_out)
 
 
-def _hidden(file: File) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
+def _why_not(file: File) -> str | None:
+    """The kind of what is left out, that a file is of; None for an image."""
+    suffix = os.path.splitext(file.parts[-1])[1].lower()
+    if any(_is_system(part.lower()) for part in file.parts):
+        return SYSTEM
+    if any(part.startswith(".") for part in file.parts):
+        return HIDDEN
+    if suffix in IMAGE_SUFFIXES:
+        return LARGE if file.size > MAX_BYTES else None
+    if suffix in OTHER_IMAGES:
+        return UNSUPPORTED
+    return PACKED if suffix in ARCHIVES else NO_IMAGES
 
 
-def _is_image(file: File) -> bool:
-    return os.path.splitext(file.parts[-1])[1].lower() in IMAGE_SUFFIXES
-
-
-def _unwrap(images: list[File]) -> list[File]:
-    """Drops folders that hold all the rest: root/ in root/cat/1.jpg, root/dog/1.jpg."""
-    while True:
-        tops = {file.parts[0] for file in images}
-        wrapped = len(tops) == 1 and min(len(file.parts) for file in images) >= 3
-        if not wrapped or tops <= SPLIT_NAMES:
-            return images
-        images = _inside(images)
-
-
-def _inside(images: list[File]) -> list[File]:
-    return [replace(file, parts=file.parts[1:]) for file in images]
-
-
-def _choose_split(images: list[File], split: str, source: Path) -> list[File]:
-    tops = {file.parts[0] for file in images}
-    if not tops <= SPLIT_NAMES:
-        return images
-    if split not in tops:
-        known = ", ".join(sorted(tops))
-        raise UserError(f"{source} has no split {split!r}: choose --split from {known}")
-    return _inside([file for file in images if file.parts[0] == split])
-
-
-def _classes(images: list[File], source: Path) -> tuple[str, ...]:
-    loose = [file for file in images if len(file.parts) == 1]
-    if loose and len(loose) < len(images):
-        raise UserError(
-            f"{source} has {len(loose)} images outside of the class folders, such as "
-            f"{loose[0].parts[0]}: move them into a class folder or away"
-        )
-    return tuple(sorted({file.parts[0] for file in images})) if not loose else ()
+def _is_system(name: str) -> bool:
+    return name in SYSTEM_NAMES or name.startswith(SYSTEM_PREFIXES)

@@ -24,7 +24,11 @@ def fingerprint(source, out, **options):
 def test_splits_add_up_and_share_classes(tree, tmp_path):
     out = tmp_path / "out"
     train = prepare(str(tree), str(out), "train")
-    assert (train["num_examples"], train["num_ignored"], train["num_skipped"]) == (12, 1, 0)
+    assert (train["num_examples"], train["num_ignored"], train["num_skipped"]) == (
+        12,
+        3,
+        0,
+    )  # notes, a hidden file, __MACOSX
     prepare(str(tree), str(out), "test")
     manifest = json.loads((out / "dataset.json").read_text())
     assert manifest["classes"] == ["cat", "dog"]
@@ -173,8 +177,9 @@ def test_sources_without_usable_images(tree, tmp_path):
     (tmp_path / "odd.tar").write_bytes(b"nothing like a tar")
     with pytest.raises(UserError, match="neither a folder, a zip nor a tar"):
         prepare(str(tmp_path / "odd.tar"), str(tmp_path / "out"))
-    (tree / "train" / "loose.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"outside of the class folders, such as loose\.jpg"):
+    for index in range(13):
+        (tree / "train" / f"loose{index:02d}.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"outside of the class folders, such as train/loose00"):
         prepare(str(tree), str(tmp_path / "out"))
 
 

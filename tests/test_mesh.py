@@ -197,6 +197,12 @@ def test_hosts_that_share_a_part_of_their_rows_are_refused(monkeypatch):
         part_of(0, grid((4, 1, 3)), monkeypatch)
 
 
+@pytest.mark.parametrize("fsdp", [4, 2])  # a row of the chips, a part of one
+def test_an_axis_may_be_a_part_of_a_row_of_chips(fsdp):
+    mesh = make_mesh(config("nepa", mesh__fsdp=str(fsdp)), chips(16))
+    assert dict(mesh.shape) == {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1}
+
+
 def slices_of(mesh: Mesh) -> np.ndarray:
     return np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
 
@@ -204,8 +210,8 @@ def slices_of(mesh: Mesh) -> np.ndarray:
 @pytest.mark.parametrize("fsdp", [4, 2])  # a row of a slice's chips, a part of one
 def test_slices_of_tpus_are_joined_along_data(fsdp):
     run = config("nepa", data__batch_size="32", mesh__fsdp=str(fsdp))
-    mesh = make_mesh(run, chips(16, slices=2))
-    assert dict(mesh.shape) == {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1}
+    mesh = make_mesh(run, chips(32, slices=2))
+    assert dict(mesh.shape) == {"data": 32 // fsdp, "fsdp": fsdp, "tensor": 1}
     first, second = np.split(slices_of(mesh), 2)
     assert (first == 0).all() and (second == 1).all()
 

@@ -20,6 +20,7 @@ from nepa_jax.mesh import make_mesh, mesh_problems, put_batch
 from nepa_jax.meta import Provenance
 from nepa_jax.metrics import Throughput
 from nepa_jax.objectives.base import Batch, load_objective
+from nepa_jax.run.report import NoReport
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 from nepa_jax.train import DeviceBatches, train
 
@@ -209,7 +210,7 @@ def _run_loop(
 ) -> tuple[float, TrainState]:
     """The training loop with its metrics hook, reporting to nowhere: seconds, state."""
     throughput = Throughput(1, 0.0, lambda: 0.0)
-    hook = MetricsHook(10, throughput, lambda step, scalars: None, lambda step, scalars: None)
+    hook = MetricsHook(10, throughput, lambda step, scalars: None, NoReport())
     began = time.perf_counter()
     state = train(state, update, feed, [hook], steps, lambda step: False)
     hook.close(state)

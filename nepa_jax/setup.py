@@ -27,11 +27,8 @@ from nepa_jax.hooks import (
     CheckpointHook,
     Hook,
     MetricsHook,
-    NoReport,
     ProfileHook,
     ProfileRequest,
-    Report,
-    Reports,
     WatchdogHook,
     check_end,
     skip_guard,
@@ -44,6 +41,7 @@ from nepa_jax.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.run.lock import WorkdirLock
 from nepa_jax.run.memory import fitting, memory_is_told, require_room
+from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 

@@ -20,11 +20,11 @@ from nepa_jax.hooks import (
     CheckpointHook,
     ProfileHook,
     ProfileRequest,
-    Report,
     WatchdogHook,
     check_end,
     skip_guard,
 )
+from nepa_jax.run.report import Report
 
 HEALTHY = {
     "train/loss": -0.5,

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import simplejpeg
@@ -23,6 +23,7 @@ PLAIN_JPEG = {1: ("Gray",), 3: ("Gray", "YCbCr")}
 # What the images that are being decoded may take, in all threads of a process together. A core
 # has room for a photo of 20 Mpx, so that only larger ones wait for one another.
 BYTES_PER_PIXEL = 12  # 4 in Pillow, as much again to convert, 3 as an array
+UNCOUNTED_BYTES = 6 << 20  # of an image: to count it would cost more than it takes
 DECODE_BYTES = max(2 << 30, (os.cpu_count() or 1) * (20_000_000 * BYTES_PER_PIXEL))
 
 # Larger than what malloc keeps: else the memory of a large image stays with the thread that had it.
@@ -96,13 +97,14 @@ def decode(data: bytes, channels: int = 3) -> Image.Image:
 def decoded(data: bytes, channels: int = 3) -> Iterator[np.ndarray]:
     """The pixels of `decode`, uint8 [H, W, channels], in less time where that is possible.
 
-    Within it they count towards DECODE_BYTES: a thread waits until there is room for its image.
+    Within it those of large images count towards DECODE_BYTES: a thread waits until there is room.
     Raises as `decode` does.
     """
     size = _plain_jpeg_size(data, channels)
     image = None if size else identify(data)
     width, height = size or image.size
-    with _budget.taken(width * height * BYTES_PER_PIXEL):
+    number = width * height * BYTES_PER_PIXEL
+    with _budget.taken(number) if number > UNCOUNTED_BYTES else nullcontext():
         yield pixels_of(image, channels) if image else _jpeg_pixels(data, channels)
 
 

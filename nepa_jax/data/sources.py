@@ -39,7 +39,7 @@ class Record:
     name: str
 
 
-FIELD_TYPES = {"image": bytes, "name": str, "label": int | None}
+FIELD_TYPES = {"image": (bytes,), "label": (int, type(None)), "name": (str,)}
 
 
 def pack(record: Record) -> bytes:
@@ -56,16 +56,16 @@ def unpack(data: bytes, num_classes: int) -> Record:
     Raises RecordError for any other bytes.
     """
     try:
-        fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
-        found = {key: fields.get(key) for key in FIELD_TYPES}
+        get = msgpack.unpackb(data, unicode_errors="surrogateescape").get
     except Exception as error:  # msgpack raises several kinds, and it may be no map
         raise RecordError(f"not a record of this format ({error})") from error
-    for key, kind in FIELD_TYPES.items():
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            raise RecordError(f"not a record of this format ({key} is {type(found[key]).__name__})")
-    if found["label"] not in (range(num_classes) if num_classes else (None,)):
-        raise RecordError(f"label {found['label']} in a set of {num_classes} classes")
-    return Record(**found)
+    for key, kinds in FIELD_TYPES.items():
+        if type(get(key)) not in kinds:  # a bool is an int, and no label
+            raise RecordError(f"not a record of this format ({key} is {type(get(key)).__name__})")
+    label = get("label")
+    if label not in (range(num_classes) if num_classes else (None,)):
+        raise RecordError(f"label {label} in a set of {num_classes} classes")
+    return Record(get("image"), label, get("name"))
 
 
 class Shard(NamedTuple):

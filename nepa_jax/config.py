@@ -547,13 +547,13 @@ def _name_problems(name: Any) -> list[str]:
 
 
 def _exists(module: str) -> bool:
+    """Whether it can be found; what fails in a package around it is told when it is imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (
-        ModuleNotFoundError,
-        ValueError,
-    ):  # of the package around it; of a module without a file
-        return module in sys.modules
+    except ModuleNotFoundError as error:
+        return not f"{module}.".startswith(f"{error.name}.")
+    except Exception:  # of the package's own code
+        return module in sys.modules or "." in module
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:

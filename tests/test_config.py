@@ -416,10 +416,10 @@ def test_a_saved_config_runs_again_from_its_file_or_its_workdir(method, tmp_path
         ("", "is not JSON text"),
         ("[]", "holds a JSON list"),
         ("{}", "lacks checkpoint"),
-        ('{"model": 5}', "no config"),
+        ('{"model": 5}', "lacks checkpoint"),
         ("[" * 100_000, "nested too deep"),
         ('{"a.b": 1}', "config.json"),
-        ('{"model": null, "objective": {"name": 5}}', "no config"),
+        ('{"model": null, "objective": {"name": 5}}', "lacks checkpoint"),
     ],
 )
 def test_a_file_that_is_no_saved_config_is_one_line(text, part, tmp_path):
@@ -458,3 +458,27 @@ def test_an_objective_is_found_in_the_current_folder_and_beside_the_config(tmp_p
         configs.validate(
             configs.load_config("configs/demo.py", {"data.path": "d", "objective.name": "nowhere"})
         )
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("import no_such_library\n", "no_such_library"),
+        ("x = (\n", "SyntaxError"),
+        ("1 / 0\n", "line 1"),
+    ],
+)
+def test_what_fails_in_a_package_of_ones_own_is_told_with_its_place(
+    code, part, tmp_path, monkeypatch
+):
+    package = tmp_path / f"package_{part.replace(' ', '_')}"
+    package.mkdir()
+    (package / "__init__.py").write_text(code)
+    (package / "objective.py").write_text("from nepa_jax.objectives.nepa import *\n")
+    monkeypatch.chdir(tmp_path)
+    name = f"{package.name}.objective"
+    configs.validate(small.config("nepa", objective__name=name))
+    with pytest.raises(UserError, match=part) as error:
+        load_objective(name)
+    assert "__init__.py" in str(error.value)

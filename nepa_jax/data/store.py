@@ -137,8 +137,9 @@ def _file_system(out: str) -> Any:
     try:
         return fsspec.core.url_to_fs(out)[0]
     except ImportError as error:
-        extra = "nepa-jax[gcs]" if out.startswith(("gs://", "gcs://")) else "the package it names"
-        raise UserError(f"cannot reach --out={out}: {in_short(error)}; install {extra}") from error
+        gcs = out.startswith(("gs://", "gcs://"))
+        how = "pip install 'nepa-jax[gcs]'" if gcs else "install what it names"
+        raise UserError(f"cannot reach --out={out}: {in_short(error)}; {how}") from error
     except Exception as error:  # each file system has its own kinds
         raise UserError(
             f"cannot reach --out={out}: {in_short(error)}; give a folder, or a URL such as "

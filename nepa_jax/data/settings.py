@@ -93,19 +93,17 @@ def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
     """A line if the batches and processes of a loader without other problems do not fit here."""
     batch = math.prod(config.image_size) * config.channels * config.batch_size // num_hosts
     batches = max(config.read_ahead, config.num_workers + 1) + 1  # the last one is in use
-    wanted = batches * batch + config.num_workers * (WORKER_BYTES + batch)
-    if wanted <= SHARE_OF_MEMORY * memory_bytes():
+    workers = config.num_workers * (WORKER_BYTES + batch)
+    wanted, limit = batches * batch + workers, SHARE_OF_MEMORY * memory_bytes()
+    if wanted <= limit:
         return []
-    shares = {
-        "batch_size": 3 * batch,
-        "read_ahead": config.read_ahead * batch,
-        "num_workers": config.num_workers * (WORKER_BYTES + 2 * batch),
-    }
+    key = "num_workers" if workers > config.read_ahead * batch else "read_ahead"
+    key = "batch_size" if 3 * batch > limit else key  # three are the least there can be
     text = (
         f"the loader would keep {wanted >> 20:,} MiB, of {batch >> 20:,} MiB per batch, and this "
         f"machine has {memory_bytes() >> 20:,} MiB; try a smaller one"
     )
-    return [_line(config, max(shares, key=shares.__getitem__), text)]
+    return [_line(config, key, text)]
 
 
 def _line(config: LoaderConfig, key: str, problem: str) -> str:

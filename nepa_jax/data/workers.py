@@ -41,8 +41,8 @@ class Workers:
         self._shape = (rows, *maker.image_shape)
         _check_room(under_way * math.prod(self._shape))
         context = multiprocessing.get_context("spawn")  # the threads of jax do not survive a fork
-        self._pool = ProcessPoolExecutor(num_workers, context, _set_up)
-        with _without_signals():  # the first one starts the process that cleans up after this one
+        with _without_signals():  # this starts the process that cleans up after this one
+            self._pool = ProcessPoolExecutor(num_workers, context, _set_up)
             self._blocks = [
                 SharedMemory(create=True, size=math.prod(self._shape)) for _ in range(under_way)
             ]

@@ -2,14 +2,12 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,16 +71,35 @@ def test_signals_to_all_processes_are_not_for_them(config, name):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.trial
-def test_signals_are_held_off_before_they_have_begun(config):
-    """The mask is inherited: a process that still starts, which takes long under load, has it."""
-    with Loader(replace(config, num_workers=2)) as loader:
+MASKS = """
+import multiprocessing.resource_tracker, pathlib, re, signal
+if __name__ == "__main__":
+    from nepa_jax.data.loader import Loader, LoaderConfig
+    with Loader({config!r}) as loader:
         loader.batch(0)
-        for worker in multiprocessing.active_children():
-            status = Path(f"/proc/{worker.pid}/status").read_text()
-            blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
-            assert all(blocked >> (number - 1) & 1 for number in workers.NOT_FOR_WORKERS)
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & workers.NOT_FOR_WORKERS
+        (worker,) = multiprocessing.active_children()
+        tracker = multiprocessing.resource_tracker._resource_tracker
+        for pid in ("self", worker.pid, tracker._pid):
+            status = pathlib.Path(f"/proc/{{pid}}/status").read_text()
+            masks = [int(mask, 16) for mask in re.findall("Sig(?:Blk|Ign):.(.*)", status)]
+            held = masks[0] if pid == "self" else masks[0] | masks[1]
+            numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+            print(*(bool(held >> (number - 1) & 1) for number in numbers))
+"""
+
+
+@pytest.mark.trial
+def test_signals_are_held_off_before_they_have_begun(config, tmp_path):
+    """The mask is inherited: a process that still starts, which takes long under load, has it.
+
+    So has the one that would clean up, and would complain if it were started again.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(MASKS.format(config=config))
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    parent, worker, tracker = run.stdout.splitlines()
+    assert parent == "False False False"
+    assert worker == tracker == "True True True"
 
 
 @pytest.mark.trial

@@ -148,7 +148,7 @@ def test_what_prepare_wrote_is_read_as_it_is(manifest):
         inspect,
         verify,
         lambda path: contact_sheet(path, f"{path}/sheet.png"),
-        lambda path: prepare(path, f"{path}/again"),
+        lambda path: prepare(path, f"{path}-again"),
         lambda path: Loader(LoaderConfig(path)),
     ],
     ids=["inspect", "verify", "sheet", "prepare", "loader"],

@@ -140,8 +140,6 @@ def data_prepare(args: argparse.Namespace) -> None:
         f"done: {entry['num_examples']:,} images, {entry['bytes'] / 1e6:,.1f} MB, "
         f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
     )
-    for skipped in entry["skipped"]:
-        print(printable(f"  left out {skipped['name']}: {skipped['reason']}"))
     if "://" in args.out:
         print(f"next: mount or copy {args.out}, then: nepa-jax data inspect FOLDER")
     else:
@@ -325,8 +323,13 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "source", help="class folders, a zip or tar of them, ILSVRC tars, parquet, a prepared set"
     )
-    verb.add_argument("--out", required=True, help="folder for the shards")
-    verb.add_argument("--split", default="train")
+    verb.add_argument(
+        "--out",
+        required=True,
+        help="folder for the shards; a split that is there, whole and of the same images and "
+        "options, is kept as it is (exit code 0), and of others is an error",
+    )
+    verb.add_argument("--split", default="train", help="its name, also in the source")
     verb.add_argument(
         "--shards", type=whole(1, 100_000), help="number of shards (default: by size)"
     )

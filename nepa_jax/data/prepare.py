@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nepa_jax.base.private import open_private
+from nepa_jax.base.text import read_json
 from nepa_jax.data.archives import open_files
 from nepa_jax.data.batches import BadRecord
 from nepa_jax.data.classes import labels_in
@@ -69,15 +70,15 @@ def prepare(
     Images whose header cannot be read are left out and listed. The same call goes on where a
     killed one stopped, and comes to the same bytes.
 
+    What is not taken is told in a line for each kind. A split that is there already, whole and of
+    the same images, is left as it is.
+
     Returns the split's entry in dataset.json. Raises UserError if the source or its split is
-    missing or holds no usable image, if `out` cannot be written or has this split already, or
-    if its classes are not those of the other splits.
+    missing or holds no usable image, if `out` cannot be written, lies in the source or has this
+    split of other images, or if its classes are not those of the other splits.
     """
-    path, store = Path(source), Store(out)
-    if not path.exists():
-        raise UserError(
-            f"source {path} does not exist: give a folder, a .zip, a .tar or a .parquet"
-        )
+    path = _source_path(source, out)
+    store = Store(out)
     smaller = parse_reencode(reencode) if reencode else None
     with _scratch_folder(store, split) as scratch:
         target = Target(store, split, scratch, num_shards, num_threads, smaller)
@@ -87,6 +88,28 @@ def prepare(
             for problem in imagenet_problems(listing, split):
                 warn(problem)
             return _write_split(listing, target)
+
+
+def _source_path(source: str, out: str) -> Path:
+    """Where the source is. Raises UserError if it is not on this machine, or around `out`."""
+    if "://" in source:
+        raise UserError(
+            f"source {source} is not on this machine: download it (`curl -LO` or the tool of the "
+            "bucket) and give the file or folder"
+        )
+    path = Path(source)
+    if not source or not path.exists():
+        raise UserError(
+            f"source {source or '(an empty name)'} does not exist: give a folder, a .zip, a .tar "
+            "or a .parquet"
+        )
+    if not out:
+        raise UserError("--out is empty: give a folder for the shards")
+    if "://" not in out and Path(out).resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"--out={out} is the source or inside of it ({source}): choose a folder beside it"
+        )
+    return path
 
 
 def prepare_arrays(
@@ -122,7 +145,7 @@ def default_num_shards(num_bytes: int, num_examples: int) -> int:
 def _open_listing(path: Path, target: Target, labels: str | None) -> Iterator[Listing]:
     """What `path` holds, whatever it is; its examples can be read until the exit."""
     unfinished = target.scratch / UNFINISHED
-    prepared = (path / MANIFEST).is_file()
+    prepared = _is_prepared(path)
     if labels is not None and (prepared or is_parquet(path)):
         raise UserError(
             f"--labels={labels} is for images in files, and {path} has labels: leave it out"
@@ -143,6 +166,16 @@ def _open_listing(path: Path, target: Target, labels: str | None) -> Iterator[Li
                 yield by_sample(images, class_of, left_out)
             else:
                 yield by_folder(images, path, left_out)
+
+
+def _is_prepared(path: Path) -> bool:
+    """Whether it is a set of ours: other programs write a dataset.json beside images, too."""
+    if not (path / MANIFEST).is_file():
+        return False
+    try:
+        return read_json(path / MANIFEST, dict).get("format") == FORMAT
+    except (OSError, ValueError):  # a damaged one of ours is known by its shards
+        return any(path.glob("*.array_record"))
 
 
 def _prepared_listing(records: RecordSet, num_threads: int) -> Listing:
@@ -204,11 +237,7 @@ def _lock(file: int, store: Store, split: str) -> None:
 def _check_target(store: Store, split: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
         raise UserError(f"split name {split!r} is not a plain word: use letters, digits, - and _")
-    manifest = store.manifest()
-    if manifest and split in manifest["splits"]:
-        raise UserError(
-            f"{store.out} already has a split {split!r}: choose another --out or --split"
-        )
+    store.manifest()  # raises, if it is of another program
 
 
 def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
@@ -216,6 +245,10 @@ def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
     _check_examples(listing, target)
     listing = _in_known_classes(listing, target)
     shards = _plan_shards(sorted(listing.examples, key=_shuffled_order), target)
+    plan = _plan_digest(shards, listing, target)
+    if there := _same_split(target, plan):
+        warn(f"{target.store.out} has split {target.split!r} of these images already: it is kept")
+        return there
     job = Job(
         target.store,
         target.scratch,
@@ -223,8 +256,8 @@ def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
         target.num_threads,
         f"preparing {target.split}",
     )
-    written = write_shards(shards, job, _plan_digest(shards, listing, target))
-    entry = _split_entry(written, listing, target)
+    written = write_shards(shards, job, plan)
+    entry = {**_split_entry(written, listing, target), "plan": plan}
     if not entry["num_examples"]:
         discard(job)
     _check_skipped(entry, len(listing.examples))
@@ -233,6 +266,23 @@ def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
     target.store.put_manifest(manifest, target.scratch / UNFINISHED)
     shutil.rmtree(target.scratch)
     return entry
+
+
+def _same_split(target: Target, plan: str) -> dict[str, Any] | None:
+    """The entry of the split, if it is there and whole; None if there is none of that name.
+
+    Raises UserError if it is of other images, or prepared in another way.
+    """
+    entry = ((target.store.manifest() or {}).get("splits") or {}).get(target.split)
+    if entry is None:
+        return None
+    if entry.get("plan") != plan:
+        raise UserError(
+            f"{target.store.out} already has a split {target.split!r}, of other images or with "
+            "other options: choose another --out or --split"
+        )
+    whole = all(target.store.size(shard["file"]) == shard["bytes"] for shard in entry["shards"])
+    return entry if whole else None
 
 
 def _check_examples(listing: Listing, target: Target) -> None:
@@ -328,9 +378,17 @@ def _split_entry(written: Sequence[Written], listing: Listing, target: Target) -
 
 
 def _check_skipped(entry: dict[str, Any], number: int) -> None:
+    """Tells the images that were left out, in a line for each kind of reason."""
     if not entry["num_skipped"]:
         return
-    first = "{name}: {reason}".format(**entry["skipped"][0])
+    skipped = entry["skipped"]
     if not entry["num_examples"]:
+        first = "{name}: {reason}".format(**skipped[0])
         raise UserError(f"none of {number} images is usable: {first}")
-    warn(f"{entry['num_skipped']} of {number} images are left out, such as {first}")
+    kinds, reasons = LeftOut(), {}
+    for item in skipped:  # numbers and names in a reason make no kind of their own
+        kind = re.sub(r"'[^']*'|\d+", "", item["reason"])
+        kinds.add(reasons.setdefault(kind, item["reason"]), item["name"])
+    warn(f"{entry['num_skipped']:,} of {number:,} images are left out; {MANIFEST} lists them")
+    for line in kinds.lines():
+        warn(f"left out: {line}")

@@ -165,7 +165,9 @@ def _load(example: Example, convert: Callable[[bytes], bytes]) -> Record | Skipp
         image = example.read()
         identify(image)
         return Record(convert(image), example.label, example.name)
-    except Exception as error:  # whatever the disk, the archive or the image has wrong
+    except OSError as error:
+        return Skipped(example.name, error.strerror or str(error))
+    except Exception as error:  # whatever the archive or the image has wrong
         return Skipped(example.name, str(error) or type(error).__name__)
 
 

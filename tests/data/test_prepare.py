@@ -159,8 +159,8 @@ def test_mistakes_name_the_value_and_the_remedy(tree, tmp_path, encode, picture)
     with pytest.raises(UserError, match="plain word"):
         prepare(str(tree), out, "../train")
     prepare(str(tree), out)
-    with pytest.raises(UserError, match="already has"):
-        prepare(str(tree), out)
+    with pytest.raises(UserError, match="already has a split 'train', of other images or with"):
+        prepare(str(tree), out, num_shards=2)
     (tree / "test" / "dog").rename(tree / "test" / "eel")
     with pytest.raises(UserError, match="other classes"):
         prepare(str(tree), out, "test")

@@ -1,5 +1,7 @@
 """Trained weights in one line of Python: ``load(path).encode(images)``."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,14 +13,17 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax.checkpoint import is_checkpoint, load_trained
+from nepa_jax.config import image_size
+from nepa_jax.errors import UserError
 from nepa_jax.export.convert import Misfit, Report
 from nepa_jax.export.importing import read_model
-from nepa_jax.export.sources import open_source
-from nepa_jax.objectives.base import Features, Objective, load_objective
+from nepa_jax.export.sources import Choices, open_source
+from nepa_jax.images import ImagesLike, as_batch
+from nepa_jax.objectives.base import Features, Objective
 from nepa_jax.trees import named_leaves, with_leaves
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loaded:
     """A model, what it was trained to do, and the config of its run."""
 
@@ -26,31 +31,43 @@ class Loaded:
     objective: Objective
     config: ConfigDict
 
-    def encode(self, images: np.ndarray, layer: int | None = -1) -> Features:
-        """Features of a batch.
+    def __repr__(self) -> str:
+        model, method = self.config.model, self.config.objective.name.rpartition(".")[2]
+        height, width = image_size(self.config)
+        return (
+            f"Loaded({method}: {model.depth} layers of width {model.embed_dim}, patch side "
+            f"{model.patch_size}, images {height} x {width})"
+        )
+
+    def encode(self, images: ImagesLike, layer: int | None = -1) -> Features:
+        """Features of images, all in one batch; ``nepa-jax embed`` takes any number.
 
         Args:
-            images: uint8 [B, H, W, C], sides multiples of the patch size.
+            images: paths or PIL images, which are cut as in evaluation; or uint8 [B, H, W, C] with
+                sides that are multiples of the patch side; or one image of these, or a list.
             layer: 0 is the embedding, -1 the last (normed), None all.
 
         Returns:
             float32 NumPy arrays ``patches`` [B, N, D], ``cls`` [B, D] or None, and ``grid``.
 
         Raises:
-            UserError: the layer does not exist.
+            UserError: these are no such images, or the layer does not exist.
         """
-        patches, cls = _encode(self.objective, self.model, np.asarray(images), layer)
-        side = self.model.vit.config.patch_size
-        grid = images.shape[1] // side, images.shape[2] // side
-        return Features(np.asarray(patches), None if cls is None else np.asarray(cls), grid)
+        if layer is not None and (
+            isinstance(layer, bool) or not isinstance(layer, int | np.integer)
+        ):
+            raise UserError(f"layer = {layer!r}: give a whole number, or None for all layers")
+        batch = as_batch(images, self.config)
+        features = _encode(self.objective, self.model, batch, None if layer is None else int(layer))
+        patches, cls, grid = jax.tree.map(np.asarray, features)
+        return Features(patches, cls, (int(grid[0]), int(grid[1])))
 
 
 @partial(jax.jit, static_argnames=("objective", "layer"))
 def _encode(
     objective: Objective, model: nnx.Module, images: jax.Array, layer: int | None
-) -> tuple[jax.Array, jax.Array | None]:
-    features = objective.encode(model, images, layer)
-    return features.patches, features.cls
+) -> Features:
+    return objective.encode(model, images, layer)
 
 
 def load_onto(path: str, target: nnx.Module) -> Loaded:
@@ -87,26 +104,46 @@ def _like(leaf: jax.Array | np.ndarray, target: jax.Array) -> jax.Array:
     )
 
 
-def load(path: str, *, ema: bool = False, step: int | None = None) -> Loaded:
-    """Opens a workdir, an exported folder, or another library's folder of a known format.
-
-    Args:
-        path: the folder; of a workdir also one checkpoint, ``WORKDIR/checkpoints/STEP``.
-        ema: the averaged weights of a workdir; a folder holds one kind alone.
-        step: which checkpoint of a workdir; None: the newest sound one.
+def load(
+    path: str, *, ema: bool = False, step: int | None = None, objective: str | None = None
+) -> Loaded:
+    """Opens a workdir, an exported folder, or another library's weights; see :func:`nepa_jax.load`.
 
     Raises:
-        UserError: there are no such weights, or they do not fit.
+        UserError: there are no such weights, they do not fit, or a file names an objective that is
+            none of this package.
     """
-    loaded = _read(path, ema, step)
+    loaded = _read(path, ema, step, objective)
     return replace(loaded, model=jax.device_put(loaded.model))
 
 
-def _read(path: str, ema: bool, step: int | None) -> Loaded:
+def _read(path: str, ema: bool, step: int | None, objective: str | None = None) -> Loaded:
     """With the weights wherever reading left them."""
+    path = os.fspath(path)
+    if not path or "://" in path:
+        raise UserError(
+            f"{path or 'the path'}: is {'a URL' if path else 'empty'}; give a folder or file on this "
+            "machine (mount a bucket, or copy the weights)"
+        )
     if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
-        trained = load_trained(path, ema=ema, step=step)
+        trained = load_trained(path, ema=ema, step=step, objective=objective)
         return Loaded(trained.model, trained.objective, trained.provenance.config)
-    source = open_source(path)
+    source = open_source(path, choices=Choices(objective=objective))
+    _require_asked(path, source.metadata, ema, step)
     model = jax.tree.map(np.asarray, read_model(source)[0])
-    return Loaded(model, load_objective(source.config.objective.name), source.config)
+    return Loaded(model, source.objective, source.config)
+
+
+def _require_asked(path: str, holds: Mapping[str, str], ema: bool, step: int | None) -> None:
+    """Raises UserError if files of one kind of weights, of one step, are asked for others."""
+    weights = holds.get("nepa_jax.weights", "raw")
+    if ema and weights != "ema":
+        raise UserError(
+            f"{path}: ema=True, and it holds the {weights} weights alone; load the workdir, or export "
+            "the average with --ema"
+        )
+    if step is not None and str(step) != holds.get("nepa_jax.step"):
+        raise UserError(
+            f"{path}: step={step}, and it holds those of step {holds.get('nepa_jax.step', 'unknown')} "
+            "alone; load the workdir, or export that step with --step"
+        )

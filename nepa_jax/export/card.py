@@ -1,8 +1,11 @@
 """The README.md of an exported folder."""
 
+import re
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
+
+from nepa_jax.base.text import printable
 
 # How to load FOLDER in each library; words in capitals are filled in from the config.
 LOADING = {
@@ -53,6 +56,9 @@ PARITY = {
     ),
 }
 
+# Of models_mae.py; its decoder has the encoder's mlp_ratio.
+DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+
 
 def model_card(
     name: str, config: ConfigDict, provenance: Mapping[str, str], metrics: Mapping[str, float]
@@ -95,7 +101,16 @@ def facts(config: ConfigDict, provenance: Mapping[str, str]) -> dict[str, object
 
 def bullets(items: Mapping[str, object]) -> str:
     """A Markdown list of ``key: value``."""
-    return "\n".join(f"- {key}: {value}" for key, value in items.items())
+    return "\n".join(f"- {text(key)}: {text(value)}" for key, value in items.items())
+
+
+def text(value: object) -> str:
+    """What a file of others says, as text: as code, unless Markdown and HTML see nothing in it."""
+    shown = printable(str(value))
+    if re.fullmatch(r"[A-Za-z0-9 ,.()/%+-]*", shown):
+        return shown
+    ticks = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{ticks} {shown} {ticks}" if "`" in shown else f"`{shown}`"
 
 
 def loading_lines(name: str, config: ConfigDict) -> str:
@@ -111,14 +126,15 @@ def arguments(name: str, config: ConfigDict) -> str:
     values = dict(
         img_size=model.image_size[0],
         patch_size=model.patch_size,
+        in_chans=model.in_channels,
         embed_dim=model.embed_dim,
         depth=model.depth,
         num_heads=model.num_heads,
         mlp_ratio=model.mlp_ratio,
     )
     if name == "mae":
-        values |= {key: objective[key] for key in objective if key.startswith("decoder_")}
-        values["norm_layer"] = "functools.partial(torch.nn.LayerNorm, eps=1e-6)"
+        values |= {key: objective[key] for key in DECODER if key in objective}
+        values["norm_layer"] = f"functools.partial(torch.nn.LayerNorm, eps={model.norm_eps})"
     else:
         values |= dict(no_embed_class=True, num_classes=objective.get("num_classes", 0))
     return ", ".join(f"{key}={value}" for key, value in values.items())

@@ -1,7 +1,6 @@
 """Writes a trained model as the folder that another library expects."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from ml_collections import ConfigDict
 
 from nepa_jax.checkpoint import Trained, from_newest_sound, open_trained, workdir_of
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError, require_folder
+from nepa_jax.errors import UserError
 from nepa_jax.export import encoder, files
 from nepa_jax.export.card import model_card
 from nepa_jax.export.configs import export_config
 from nepa_jax.export.convert import Report, array_shapes, entries, stream_arrays
+from nepa_jax.export.own_files import check_place, put
 from nepa_jax.export.resize import resize_model
 from nepa_jax.export.sources import PROVENANCE, known_format
 from nepa_jax.export.tables import Format
@@ -27,6 +27,7 @@ from nepa_jax.saved import Saved
 from nepa_jax.trees import named_leaves, with_leaves
 
 MAX_PART_BYTES = 5 * 10**9
+MAX_PATCHES = 1 << 16  # of an image: 4096 px at a patch side of 16
 TORCH_MODEL = Path(__file__).parent / "torch_model"
 SHIPPED = {"nepa": ("configuration_nepa.py", "modeling_nepa.py"), "mae": ("to_pth.py",)}
 
@@ -51,11 +52,12 @@ def export(
     step: int | None = None,
     encoder_only: bool = False,
     image_size: int | None = None,
+    objective: str | None = None,
     max_part_bytes: int = MAX_PART_BYTES,
 ) -> ExportReport:
     """Writes the weights of a run in another library's format.
 
-    The folder appears whole or not at all; an earlier export there is replaced.
+    It appears whole or not at all; of an earlier export there, the files that it wrote are replaced.
 
     Args:
         path: the workdir of a run, or ``WORKDIR/checkpoints/STEP``.
@@ -65,6 +67,7 @@ def export(
         step: which checkpoint of a workdir; None: the newest sound one.
         encoder_only: leave out decoder and head.
         image_size: resample position tables for square images of this side, px.
+        objective: a module of the user's own, where the checkpoint names one outside of the package.
         max_part_bytes: larger safetensors files are split, with an index file.
 
     Raises:
@@ -72,20 +75,20 @@ def export(
             that is a URL or holds something else.
     """
     table = known_format(name)
-    require_folder(out, "--out")
-    check_replaceable(Path(out))
+    check_place(out)
 
     def write(saved: Saved) -> ExportReport:
-        trained = open_trained(saved, ema)
+        trained = open_trained(saved, ema, objective)
         model, config = trained.model, trained.provenance.config
         if encoder_only and config.objective.name != encoder.NAME:
             model, config = encoder_alone(model, config)
         if image_size is not None:
+            _check_side(image_size, config.model.patch_size)
             model, config = resize_model(model, config, image_size, table.resampling)
         theirs = export_config(config, name)
         provenance = describe_origin(trained, config, name, ema)
         metrics = metrics_at(path, trained.step)
-        written = _write_whole(Path(out), lambda folder: _write_folder(
+        written = put(out, lambda folder: _write_folder(
             folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
         return ExportReport(out, name, written, names_of(model, table), provenance)
 
@@ -105,6 +108,15 @@ def encoder_alone(model: nnx.Module, config: ConfigDict) -> tuple[nnx.Module, Co
     return with_leaves(shapes, named_leaves(model)), alone
 
 
+def _check_side(side: int, patch: int) -> None:
+    """Raises UserError for images that no attention over all patches could take."""
+    if (side // patch) ** 2 > MAX_PATCHES:
+        raise UserError(
+            f"--image-size={side}: makes {side // patch:,} x {side // patch:,} patches, more than "
+            f"{MAX_PATCHES:,}; try {24 * patch}"
+        )
+
+
 def describe_origin(trained: Trained, config: ConfigDict, name: str, ema: bool) -> dict[str, str]:
     """What goes into the header of the weights: all text, as safetensors wants it."""
     saved = trained.provenance
@@ -118,34 +130,6 @@ def describe_origin(trained: Trained, config: ConfigDict, name: str, ema: bool) 
         "nepa_jax.config": to_json(saved.config),
         "nepa_jax.model_config": to_json(config),
     }
-
-
-def check_replaceable(out: Path) -> None:
-    """Raises UserError if ``out`` holds anything but an earlier export."""
-    if (
-        out.exists()
-        and not (out / PROVENANCE).is_file()
-        and (not out.is_dir() or any(out.iterdir()))
-    ):
-        raise UserError(f"--out={out}: holds other files; give a new folder")
-
-
-def _write_whole(out: Path, write: Any) -> list[str]:
-    """Fills a folder beside ``out`` and puts it in place; returns the names in it."""
-    fresh = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    try:
-        fresh.mkdir(parents=True)
-        write(fresh)
-        if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"--out={out}: cannot be written ({error.strerror}); give another folder"
-        ) from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return sorted(path.name for path in out.iterdir())
 
 
 def _write_folder(
@@ -227,6 +211,15 @@ def image_processor(config: ConfigDict) -> dict[str, Any]:
 
 
 def metrics_at(path: str, step: int) -> dict[str, float]:
-    """What a run logged last up to a step, {} if nothing."""
+    """The losses and evaluations that a run logged last up to a step, {} if there are none."""
     rows = read_metrics(Path(workdir_of(path)) / "metrics.jsonl")
-    return next((row for row in reversed(rows) if row["step"] <= step), {})
+    last: dict[str, float] = {}
+    for row in rows:
+        if row["step"] <= step:
+            last |= {key: value for key, value in row.items() if _is_result(key, value)}
+    return last
+
+
+def _is_result(key: str, value: Any) -> bool:
+    """Not the speed, the queues and the memory of the machine that a model was trained on."""
+    return isinstance(value, int | float) and ("loss" in key or key.startswith("eval/"))

@@ -1,5 +1,7 @@
 """Does an exported model give the same numbers in PyTorch as the trained one here?"""
 
+import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
-from nepa_jax.errors import UserError
+from nepa_jax.errors import UserError, in_short
 from nepa_jax.export.encoder import is_causal
 from nepa_jax.export.sources import open_source
 from nepa_jax.loading import Loaded, load
@@ -58,7 +61,9 @@ def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.max(np.abs(ours - theirs))) / scale
 
 
-def check(out: str, path: str | None = None, num_images: int = 2) -> ParityReport:
+def check(
+    out: str, path: str | None = None, num_images: int = 2, objective: str | None = None
+) -> ParityReport:
     """Runs an exported folder in its library, and our model, on the same random images.
 
     Args:
@@ -66,18 +71,18 @@ def check(out: str, path: str | None = None, num_images: int = 2) -> ParityRepor
         path: the workdir or checkpoint it was exported from; None (for a resampled position table, which the
             run does not have): our model with the folder's own weights.
         num_images: how many.
+        objective: a module of the user's own; see :func:`nepa_jax.load`.
 
     Raises:
         UserError: PyTorch or the library is not installed.
     """
     source = open_source(out)
     name, config = source.format.name, source.config
-    run = _runner(name)
-    ours = load(out) if path is None else _exported(path, source.metadata)
+    ours = load(out) if path is None else _exported(path, source.metadata, objective)
     height, width = config.model.image_size
     shape = (num_images, height, width, config.model.in_channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    theirs = run(Path(out), name, config, normalised(images, config.model))
+    theirs = _in_its_library(out, name, config, normalised(images, config.model))
     states = our_states(ours, images)
     differences = {
         layer: largest_difference(states[layer], state)
@@ -87,23 +92,35 @@ def check(out: str, path: str | None = None, num_images: int = 2) -> ParityRepor
     return ParityReport(name, LIBRARIES[name], differences)
 
 
-def _exported(path: str, metadata: Mapping[str, str]) -> Loaded:
+def _exported(path: str, metadata: Mapping[str, str], objective: str | None) -> Loaded:
     """The trained weights that an export was made of."""
     ema = metadata["nepa_jax.weights"] == "ema"
-    return load(path, ema=ema, step=int(metadata["nepa_jax.step"]))
+    return load(path, ema=ema, step=int(metadata["nepa_jax.step"]), objective=objective)
 
 
-def _runner(name: str):  # noqa: ANN202
+def _in_its_library(
+    out: str, name: str, config: ConfigDict, pixels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Raises UserError whatever goes wrong there: libraries raise anything where they do not match."""
     library = LIBRARIES[name]
+    stays = f"the export stays in {out}, unchecked"
     try:
-        __import__(library)
-        from nepa_jax.export.torch_model.run import hidden_states
-    except ImportError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(library)
+            from nepa_jax.export.torch_model.run import hidden_states
+
+            return hidden_states(Path(out), name, config, pixels)
+    except ModuleNotFoundError as error:
         raise UserError(
             f"--check: format {name!r} runs in {library}, and {error.name} is not installed; "
-            f"pip install torch {library}"
+            f"pip install torch {library}; {stays}"
         ) from None
-    return hidden_states
+    except Exception as error:
+        raise UserError(
+            f"--check: {library} does not work here ({in_short(error)}); install versions of torch, "
+            f"torchvision and {library} that go together; {stays}"
+        ) from error
 
 
 def normalised(images: np.ndarray, model) -> np.ndarray:  # noqa: ANN001

@@ -244,6 +244,7 @@ BIG_VISION_CONFIG = ConfigTable(
         "model.final_norm": True,
         "model.norm_eps": 1e-6,
     },
+    assumed={"model.pixel_mean": (0.5,) * 3, "model.pixel_std": (0.5,) * 3},
 )
 
 CONFIG_TABLES: dict[str, ConfigTable] = {

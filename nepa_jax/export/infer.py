@@ -63,7 +63,7 @@ def infer_config(table: Format, arrays: Arrays, theirs: Mapping[str, Any], sourc
         raise UserError(
             f"{source} does not fit format {table.name!r}: its arrays have other numbers of axes"
         ) from None
-    usual = _usual(table, told)
+    usual = {**CONFIG_TABLES[table.name].assumed, **_usual(table, told)}
     said = known_values(table.name, theirs)
     if "global_pool" in theirs:
         usual.pop("objective.pool", None)

@@ -367,11 +367,16 @@ def _with_pixels(found: Inferred, folder: Path) -> Inferred:
     std = processor.get("image_std") or timm.get("std")
     model = found.config.model
     if mean and std:
-        model.pixel_mean, model.pixel_std = (tuple(v) if isinstance(v, list) else v for v in (mean, std))  # fmt: skip
+        with found.config.ignore_type():  # proven with the rest
+            model.update(pixel_mean=_as_tuple(mean), pixel_std=_as_tuple(std))
         return found
-    if len(model.pixel_mean) != model.in_channels:
+    if model.in_channels in (1, 2, 4):  # of colours, the recipe's
         model.pixel_mean = model.pixel_std = (0.5,) * model.in_channels
     return replace(found, guesses=[*found.guesses, "model.pixel_mean", "model.pixel_std"])
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _proven(config: ConfigDict, weights: Path, arrays: Arrays, choices: Choices) -> Objective:

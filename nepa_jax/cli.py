@@ -195,12 +195,14 @@ def export(args: argparse.Namespace) -> None:
         step=args.step,
         encoder_only=args.encoder_only,
         image_size=args.image_size,
+        objective=args.objective,
     )
     print_names(report.names)
     if args.check:
         from nepa_jax.export.parity import check
 
-        parity = check(args.out, None if args.image_size else args.path)
+        source = None if args.image_size else args.path
+        parity = check(args.out, source, objective=args.objective)
         print_parity(parity)
         parity.require_equal()
     print(f"done: {', '.join(report.files)} in {args.out}")
@@ -381,6 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--image-size", type=whole(1, 16_384), help="resample the position table to this size, px"
     )
+    verb.add_argument("--objective", help="a module of your own, if the checkpoint names one")
     verb.add_argument("--check", action="store_true", help="compare with PyTorch, layer by layer")
 
     verb = add(

@@ -88,7 +88,7 @@ def read_image(path: str | os.PathLike, config: ConfigDict) -> np.ndarray:
         with decoded(Path(path).read_bytes(), config.model.in_channels) as pixels:
             return cut(pixels, evaluation_transform(config))
     except OSError as error:
-        remedy = "list its files, or use `nepa-jax embed`" if Path(path).is_dir() else "give a file"
+        remedy = "list its files" if Path(path).is_dir() else "give a file"
         raise UserError(f"image {path}: cannot be read ({error.strerror}); {remedy}") from None
     except DecodeError as error:
         raise UserError(f"image {path}: {error}; get it again, or leave it out") from None

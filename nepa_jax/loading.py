@@ -40,7 +40,7 @@ class Loaded:
         )
 
     def encode(self, images: ImagesLike, layer: int | None = -1) -> Features:
-        """Features of images, all in one batch; ``nepa-jax embed`` takes any number.
+        """Features of images, all in one batch.
 
         Args:
             images: paths or PIL images, which are cut as in evaluation; or uint8 [B, H, W, C] with

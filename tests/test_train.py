@@ -93,7 +93,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_exits_0(dataset, tmp_path, notice
     assert any(line.startswith("step 3/") for line in run.stdout)
     second = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
-    assert f"a run is going on in it already (process {run.pid} on " in second.stderr
+    assert f"is in use, a run is going on in it (process {run.pid} on " in second.stderr
     run.send_signal(notice)
     output, error = run.communicate(timeout=120)
     assert run.returncode == 0, error

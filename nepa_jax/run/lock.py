@@ -114,7 +114,7 @@ class WorkdirLock:
     def _in_use(self, holder: Holder | None) -> UserError:
         who = "another process" if holder is None else holder.name
         return UserError(
-            f"--workdir={self._workdir}: a run is going on in it already ({who}); wait for it, end "
+            f"--workdir={self._workdir}: is in use, a run is going on in it ({who}); wait for it, end "
             "it, or give another --workdir"
         )
 

@@ -41,7 +41,7 @@ def test_a_second_process_is_refused_and_told_who_holds_it_until_that_is_killed(
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"going on.*process {holder.pid} on"), WorkdirLock(tmp_path):  # fmt: skip
+        with pytest.raises(UserError, match=f"is in use.*process {holder.pid} on"), WorkdirLock(tmp_path):  # fmt: skip
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()

@@ -120,7 +120,11 @@ def saved_objective(config: ConfigDict, source: str, chosen: str | None = None) 
         )
     if chosen is not None:
         config.objective = ConfigDict({**(found or {}), "name": chosen})
-    return load_objective(config.objective.name)
+        return load_objective(chosen)
+    try:
+        return load_objective(name)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _cannot_import(name: str, error: Exception) -> UserError:

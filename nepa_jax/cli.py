@@ -223,6 +223,17 @@ def import_(args: argparse.Namespace) -> None:
     print(f"next: python -c \"import nepa_jax; nepa_jax.load('{args.workdir}')\"")
 
 
+def embed(args: argparse.Namespace) -> None:
+    from nepa_jax.embed import embed
+    from nepa_jax.loading import load
+
+    loaded = load(args.checkpoint, ema=args.ema, objective=args.objective)
+    found = embed(args.images, loaded, args.out, args.layer, args.pool, args.split)
+    labels = f", labels of {len(found.classes)} classes" if found.classes else ""
+    print(f"done: {args.out}: names, features float32 {list(found.features.shape)}{labels}")
+    print(f"next: python -c \"import numpy; print(numpy.load('{args.out}')['features'])\"")
+
+
 def bench(args: argparse.Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
@@ -399,6 +410,17 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--allow-partial", action="store_true", help="though names are missing or left over"
     )
+
+    verb = add(verbs, "embed", embed, "write features of any images",
+               "PHOTOS --checkpoint=W --layer=-1 --pool=mean --out=features.npz")  # fmt: skip
+    verb.add_argument("images", nargs="+", help="files; or one folder, archive or prepared set")
+    verb.add_argument("--checkpoint", required=True, help="workdir, export, or weights of others")
+    verb.add_argument("--layer", type=int, default=-1, help="0: the embedding; -1: the last")
+    verb.add_argument("--pool", choices=("mean", "cls", "last", "none"), default="mean")
+    verb.add_argument("--split", default="train", help="of a source that has several")
+    verb.add_argument("--out", required=True, help="a file .npz")
+    verb.add_argument("--ema", action="store_true", help="the averaged weights")
+    verb.add_argument("--objective", help="the module of one's own that the weights belong to")
 
     verb = add(verbs, "bench", bench, "measure the step, the input pipeline, both together, or saving",
                "step --config=configs/nepa.py:S/16 --config.data.batch_size=16")  # fmt: skip

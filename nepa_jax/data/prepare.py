@@ -82,7 +82,8 @@ def prepare(
     smaller = parse_reencode(reencode) if reencode else None
     with _scratch_folder(store, split) as scratch:
         target = Target(store, split, scratch, num_shards, num_threads, smaller)
-        with _open_listing(path, target, labels) as listing:
+        unfinished = scratch / UNFINISHED
+        with open_listing(path, split, unfinished, num_threads, labels) as listing:
             for line in listing.left_out.lines():
                 warn(f"left out: {line}")
             for problem in imagenet_problems(listing, split):
@@ -142,24 +143,28 @@ def default_num_shards(num_bytes: int, num_examples: int) -> int:
 
 
 @contextmanager
-def _open_listing(path: Path, target: Target, labels: str | None) -> Iterator[Listing]:
-    """What `path` holds, whatever it is; its examples can be read until the exit."""
-    unfinished = target.scratch / UNFINISHED
+def open_listing(
+    path: Path, split: str, unfinished: Path, num_threads: int, labels: str | None = None
+) -> Iterator[Listing]:
+    """What `path` holds, whatever it is; its examples can be read until the exit.
+
+    `unfinished` is a folder for what must be unpacked. For `labels` and errors see `prepare`.
+    """
     prepared = _is_prepared(path)
     if labels is not None and (prepared or is_parquet(path)):
         raise UserError(
             f"--labels={labels} is for images in files, and {path} has labels: leave it out"
         )
     if prepared:
-        yield _prepared_listing(open_dataset(path, target.split), target.num_threads)
+        yield _prepared_listing(open_dataset(path, split), num_threads)
     elif is_parquet(path):
-        with open_parquet(path, target.split, unfinished) as listing:
+        with open_parquet(path, split, unfinished) as listing:
             yield listing
     else:
         left_out = LeftOut()
         with open_files(path, unfinished, left_out) as files:
             images = find_images(files, path, left_out)
-            images = choose_split(images, target.split, path, left_out)
+            images = choose_split(images, split, path, left_out)
             if labels is not None:
                 yield by_labels(images, Path(labels), path, unfinished, left_out)
             elif class_of := class_files(files, images):

@@ -10,7 +10,7 @@ from flax import nnx
 from nepa_jax.errors import UserError
 from nepa_jax.objectives.base import Features, Objective
 
-POOLS = ("mean", "cls", "last")
+POOLS = ("mean", "cls", "last", "none")
 
 
 def extract(
@@ -25,11 +25,13 @@ def extract(
     Args:
         objective: says what the model's features are.
         batches: uint8 [B, H, W, 3] each; all of one size but the last, which may be smaller.
-        pool: "mean" of the patch tokens, "cls" for the class token, "last" for the last patch.
+        pool: "mean" of the patch tokens, "cls" for the class token, "last" for the last patch,
+            "none" for all patch tokens.
         layer: one layer (0 is the embedding, -1 the last, normed), or None for all of them.
 
     Returns:
-        float32 [layers, images, D], on the host; ``layers`` is 1 if one was asked for.
+        float32 [layers, images, D], or [layers, images, N, D] without pooling, on the host;
+        ``layers`` is 1 if one was asked for.
 
     Raises:
         UserError: there is no such pooling, or the model has no class token.
@@ -70,7 +72,9 @@ def _encode(
 
 
 def _pool(features: Features, pool: str) -> jax.Array:
-    """[…, B, N, D] -> […, B, D]."""
+    """[…, B, N, D] -> […, B, D], or as it is."""
+    if pool == "none":
+        return features.patches
     if pool == "cls":
         if features.cls is None:
             raise UserError("this model has no class token: choose pool mean or last")

@@ -25,7 +25,8 @@ class NepaOutput(ModelOutput):
 
     ``last_hidden_state`` [B, T, D] is normed; ``input_embedding`` [B, N, D] are the targets.
 
-    ``hidden_states``: the embeddings and every layer's output, [B, T, D], before the last norm.
+    ``hidden_states``: the embeddings and every layer's output, [B, T, D], all before the last norm
+    (the official class, run by Transformers 4.56, puts ``last_hidden_state`` in the last place).
     """
 
     loss: Tensor | None = None

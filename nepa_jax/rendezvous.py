@@ -382,15 +382,17 @@ def join(place: Place, timeout_s: float) -> Answer:
         UnavailableError: process 0 does not answer in time.
     """
     deadline, last = time.monotonic() + timeout_s, "no answer"
+    told: set[str] = set()
     while time.monotonic() < deadline:
         try:
             return greet(place, timeout_s)
         except OSError as problem:  # not up yet, or restarted
             last = problem.strerror or str(problem) or last
         except ValueError as problem:
-            if str(problem) != last:
-                warn(f"{place.address} does not answer as process 0 of this run: {problem}")
-            last = str(problem)
+            last = str(problem)[:80]
+            if last not in told and len(told) < MOST_TOLD:
+                told.add(last)
+                warn(f"{place.address} does not answer as process 0 of this run: {last}")
         time.sleep(RETRY_S)
     raise UnavailableError(
         f"--coordinator={place.address}: process 0 did not answer within {timeout_s:.0f} s "

@@ -5,6 +5,8 @@ again in the same folder, it takes up what is there.
 """
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nepa_jax import photographs
+from nepa_jax.base.waiting import told
 from nepa_jax.config import load_config
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
 from nepa_jax.data.prepare import prepare_arrays
@@ -50,16 +53,16 @@ def demo(workdir: str) -> None:
         "MAE on them without labels, compare their frozen features with raw pixels and an untrained "
         "encoder, draw pictures, export to PyTorch's format"
     )
-    with stage("write records"):
+    with stage("write records"), told("writing"):
         data = write_records(folder / "data")
     trained = {}
     for method in METHODS:
         with stage(f"pretrain {method.upper()}"):
             trained[method] = train_in_two_parts(method, data, folder)
-    with stage("probe the frozen features of every layer"):
+    with stage("probe the frozen features of every layer"), told("probing"):
         splits = read_splits(data)
         validation, test = probe_all(trained, splits)
-    with stage("draw pictures"):
+    with stage("draw pictures"), told("drawing"):
         draw_pictures(trained, test, splits["test"][0], folder)
     with stage("export for PyTorch"):
         for method in METHODS:
@@ -73,6 +76,8 @@ def demo(workdir: str) -> None:
     (folder / "summary.json").write_text(json.dumps(summary | {"layers": test}, indent=2) + "\n")
     Console().print(results_table(summary["probe"]))
     print(f"done in {summary['seconds']:.0f} s: {workdir}/summary.json, pictures/*.png, export/")
+    if "VIRTUAL_ENV" not in os.environ and sys.prefix != sys.base_prefix:
+        print(f"first: source {os.path.relpath(sys.prefix)}/bin/activate")
     print("next: nepa-jax data prepare YOUR_IMAGES --out=data/yours")
 
 

@@ -19,6 +19,7 @@ from jax._src import distributed as jax_distributed
 
 from nepa_jax import rendezvous
 from nepa_jax.base.text import printable
+from nepa_jax.base.waiting import told
 from nepa_jax.errors import UnavailableError, UserError, in_short
 from nepa_jax.rendezvous import Place
 
@@ -64,7 +65,8 @@ def start(
     if place.processes == 1:
         return
     print(f"process {place.process} of {place.processes}: joining {place.address}", flush=True)
-    rendezvous.meet(place, ARRIVAL_TIMEOUT_S)
+    with told("waiting for the other processes"):
+        rendezvous.meet(place, ARRIVAL_TIMEOUT_S)
     with unavailable("jax cannot connect the hosts that have met"):
         jax.distributed.initialize(
             place.address,

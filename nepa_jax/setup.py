@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import nepa_jax
 from nepa_jax import config as configs
-from nepa_jax.base.waiting import attended
+from nepa_jax.base.waiting import attended, told
 from nepa_jax.checkpoint import Checkpoints, check_same_run, config_changes
 from nepa_jax.data.loader import Loader
 from nepa_jax.distributed import compare_hosts, say
@@ -72,7 +72,7 @@ class Run:
         Raises:
             UserError: the checkpoints are of another run, or the weights of another model.
         """
-        with memory_is_told(self.config):
+        with memory_is_told(self.config), told("restoring or initialising the state"):
             state = self._initial_state()
         compare_hosts({"step to go on from": str(int(state.step))})
         if jax.process_index() == 0:

@@ -5,7 +5,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -32,16 +33,31 @@ def attended(work: Callable[[], T], text: str, stop: Callable[[], bool] = lambda
         GivenUp: ``stop`` said so.
     """
     task = _Task(work)
-    began = told = time.monotonic()
-    while not task.wait(LOOK_S):
-        now = time.monotonic()
-        if stop():
-            atexit.register(task.leave)
-            raise GivenUp(text)
-        if now - told >= SECONDS_PER_LINE:
-            told = now
-            print(f"{text}: {now - began:.0f} s so far", file=sys.stderr, flush=True)
+    with told(text):
+        while not task.wait(LOOK_S):
+            if stop():
+                atexit.register(task.leave)
+                raise GivenUp(text)
     return task.result()
+
+
+@contextmanager
+def told(text: str) -> Iterator[None]:
+    """While the context is open, a line every ten seconds says that ``text`` goes on."""
+    began, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(SECONDS_PER_LINE):
+            seconds = time.monotonic() - began
+            print(f"{text}: {seconds:.0f} s so far", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, name="told", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 class _Task(Generic[T]):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nepa_jax.base import waiting
-from nepa_jax.base.waiting import GivenUp, attended
+from nepa_jax.base.waiting import GivenUp, attended, told
 
 
 def test_results_and_errors_come_through():
@@ -20,8 +20,10 @@ def test_long_work_is_told_of(capsys, monkeypatch):
     monkeypatch.setattr(waiting, "SECONDS_PER_LINE", 0.1)
     monkeypatch.setattr(waiting, "LOOK_S", 0.02)
     attended(lambda: time.sleep(0.5), "compiling")
+    with told("compiling"):
+        time.sleep(0.5)
     lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 5 and all(line.startswith("compiling: ") for line in lines)
+    assert 4 <= len(lines) <= 10 and all(line.startswith("compiling: ") for line in lines)
 
 
 def test_work_that_is_given_up_does_not_keep_the_process():

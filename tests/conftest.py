@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -25,6 +26,11 @@ if version("jaxlib").startswith("0.10."):  # later ones know no such flag, and n
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(TESTS.parent / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(TESTS))
+
+# A shell that runs the tests in the background ignores these for all its children; tests send them.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 import small  # noqa: E402

@@ -1,6 +1,7 @@
 """Features of any images, written to a file."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from nepa_jax.base.private import private_folder
 from nepa_jax.data.decode import DecodeError, decoded
 from nepa_jax.data.left_out import LeftOut
 from nepa_jax.data.listing import IMAGE_SUFFIXES, Example, Listing
@@ -84,7 +84,10 @@ def _opened(images: Sequence[str], split: str) -> Iterator[Listing]:
     if missing:
         raise UserError(f"{missing[0]} does not exist ({len(missing)} of {len(files)} are missing)")
     if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES:
-        with open_listing(files[0], split, private_folder("embed", str(os.getpid())), THREADS) as listing:  # fmt: skip
+        with (
+            tempfile.TemporaryDirectory(prefix="nepa-jax-embed-") as unfinished,
+            open_listing(files[0], split, Path(unfinished), THREADS) as listing,
+        ):
             yield listing
         return
     folders = [str(file) for file in files if not file.is_file()]

@@ -3,13 +3,13 @@
     nepa-jax demo
     nepa-jax pretrain --config=configs/demo.py:nepa --config.data.path=DIR --workdir=W
 
-The argument is the method: nepa (default) or mae. The images are those of nepa_jax.photographs.
+The argument is the method: nepa (default) or mae. The images are those of nepa_jax.demo.photographs.
 """
 
 from ml_collections import ConfigDict
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.config import base_config
-from nepa_jax.errors import UserError
 
 ARGUMENTS = ("nepa", "mae")
 

@@ -13,7 +13,7 @@ the command line: ``nepa-jax --help``.
 
 from typing import TYPE_CHECKING
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 
 if TYPE_CHECKING:
     from nepa_jax.loading import Loaded

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nepa_jax.base.errors import RunDiverged, UnavailableError, UserError
 from nepa_jax.base.streams import lost_output, make_standard_streams_last
 from nepa_jax.base.text import printable
-from nepa_jax.errors import RunDiverged, UnavailableError, UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -106,32 +106,33 @@ def pretrain(args: argparse.Namespace) -> None:
         raise UserError("--workdir is missing; give a folder for checkpoints and metrics")
     if not has_own_mesh(config):  # which is checked with the rest, and that needs jax
         validate(config)
-    from nepa_jax import distributed
+    from nepa_jax.hosts.agree import say
+    from nepa_jax.hosts.start import failing_together, start
 
-    distributed.start(args.coordinator, args.processes, args.process, args.workdir)
-    with distributed.failing_together():
+    start(args.coordinator, args.processes, args.process, args.workdir)
+    with failing_together():
         from nepa_jax.train import pretrain
 
         pretrain(config, args.workdir)
     if (Path(args.workdir) / "DONE").exists():
-        distributed.say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
-        distributed.say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+        say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
+        say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
 
 
 def list_configs(args: argparse.Namespace) -> None:
-    from nepa_jax.catalogue import print_catalogue
+    from nepa_jax.plan.catalogue import print_catalogue
 
     print_catalogue()
 
 
 def demo(args: argparse.Namespace) -> None:
-    from nepa_jax.demo import demo
+    from nepa_jax.demo.demo import demo
 
     demo(args.workdir)
 
 
 def data_prepare(args: argparse.Namespace) -> None:
-    from nepa_jax.data.prepare import prepare
+    from nepa_jax.data.prepare.split import prepare
 
     entry = prepare(
         args.source, args.out, args.split, args.shards, labels=args.labels, reencode=args.reencode
@@ -147,7 +148,7 @@ def data_prepare(args: argparse.Namespace) -> None:
 
 
 def data_inspect(args: argparse.Namespace) -> None:
-    from nepa_jax.data.inspect import inspect
+    from nepa_jax.data.prepare.inspect import inspect
 
     found = inspect(args.path)
     if args.json:
@@ -161,7 +162,7 @@ def data_inspect(args: argparse.Namespace) -> None:
 
 
 def data_verify(args: argparse.Namespace) -> None:
-    from nepa_jax.data.inspect import named, verify
+    from nepa_jax.data.prepare.inspect import named, verify
 
     bad = verify(args.path)
     if args.json:
@@ -175,7 +176,7 @@ def data_verify(args: argparse.Namespace) -> None:
 
 
 def data_sheet(args: argparse.Namespace) -> None:
-    from nepa_jax.data.inspect import contact_sheet, named
+    from nepa_jax.data.prepare.inspect import contact_sheet, named
 
     black = contact_sheet(args.path, args.out)
     for line in named(black):
@@ -212,7 +213,7 @@ def export(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     from nepa_jax.export.importing import import_checkpoint
     from nepa_jax.export.report import print_names
-    from nepa_jax.export.sources import Choices
+    from nepa_jax.formats.sources import Choices
 
     report = import_checkpoint(
         args.path, args.format, args.workdir, choices=Choices(overrides=args.overrides),
@@ -224,7 +225,7 @@ def import_(args: argparse.Namespace) -> None:
 
 
 def embed(args: argparse.Namespace) -> None:
-    from nepa_jax.embed import embed
+    from nepa_jax.evals.embed import embed
     from nepa_jax.loading import load
 
     loaded = load(args.checkpoint, ema=args.ema, objective=args.objective)
@@ -238,12 +239,12 @@ def bench(args: argparse.Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = load_run_config(args)
-    from nepa_jax.bench import bench_checkpoint, bench_data, bench_e2e, bench_step, table_of
+    from nepa_jax.bench.step import bench_checkpoint, bench_data, bench_e2e, bench_step, table_of
 
     if args.what == "data":
         result = bench_data(config, against_torch=args.against == "torch")
     else:
-        from nepa_jax.bench_export import bench_export
+        from nepa_jax.bench.export import bench_export
 
         measure = {
             "step": bench_step, "e2e": bench_e2e,

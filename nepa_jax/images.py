@@ -9,10 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from nepa_jax.config import image_size
+from nepa_jax.base.errors import UserError
 from nepa_jax.data.decode import DecodeError, decoded, pixels_of
 from nepa_jax.data.transforms import Transform
-from nepa_jax.errors import UserError
+from nepa_jax.models.sizes import image_size
 
 # A file, an opened image, pixels uint8 [H, W, C] or [B, H, W, C], or a list of the first three.
 ImagesLike = str | os.PathLike | Image.Image | np.ndarray | Sequence

@@ -12,15 +12,16 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import is_checkpoint, load_trained
-from nepa_jax.config import image_size
-from nepa_jax.errors import UserError
-from nepa_jax.export.convert import Misfit, Report
-from nepa_jax.export.importing import read_model
-from nepa_jax.export.sources import Choices, open_source
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.reading import is_checkpoint
+from nepa_jax.checkpoint.weights import load_trained
+from nepa_jax.formats.convert import Misfit, Report
+from nepa_jax.formats.reading import read_model
+from nepa_jax.formats.sources import Choices, open_source
 from nepa_jax.images import ImagesLike, as_batch
+from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Features, Objective
-from nepa_jax.trees import named_leaves, with_leaves
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,8 +20,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nepa_jax.errors import UserError
-from nepa_jax.trees import leaf_name
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
 

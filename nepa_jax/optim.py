@@ -4,7 +4,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from nepa_jax.trees import leaf_name
+from nepa_jax.base.trees import leaf_name
 
 # Decayed: matrices, class and mask tokens, learned position tables. This is what both released
 # codes do in pretraining.

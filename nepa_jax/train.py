@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.waiting import GivenUp
 from nepa_jax.data.loader import Loader
-from nepa_jax.distributed import say
-from nepa_jax.hooks import Hook, ProfileRequest
+from nepa_jax.hosts.agree import say
 from nepa_jax.hosts.preemption import Preemption
 from nepa_jax.mesh import put_batch
 from nepa_jax.objectives.base import Batch
+from nepa_jax.run.hooks import Hook, ProfileRequest
 from nepa_jax.run.memory import memory_is_told
-from nepa_jax.setup import set_up
+from nepa_jax.run.setup import set_up
 from nepa_jax.step import TrainState, Update
 
 

@@ -57,6 +57,12 @@ def torch() -> Iterator[ModuleType]:
     yield package
 
 
+@pytest.fixture(scope="session")
+def timm(torch):
+    """timm; the tests that compare with it are skipped where it cannot be imported."""
+    return pytest.importorskip("timm", exc_type=ImportError)
+
+
 def missing_operator() -> str | None:
     """The operator that importing torchvision asks for in vain, or None."""
     try:

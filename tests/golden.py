@@ -12,8 +12,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from nepa_jax.export.convert import export_arrays, import_arrays
-from nepa_jax.export.tables import FORMATS
+from nepa_jax.formats.convert import export_arrays, import_arrays
+from nepa_jax.formats.tables import FORMATS
 from nepa_jax.objectives.base import load_objective
 
 OUTPUT_ATOL = 1e-4

@@ -97,7 +97,7 @@ MUTANTS = (
     ),
     Mutant(
         "a host's rows twice",
-        "setup.py",
+        "run/setup.py",
         "part.index, part.count)",
         "part.index // 2, part.count)",
         (PROCESSES,),
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights in place of the average after a restart",
-        "checkpoint.py",
+        "checkpoint/saving.py",
         'with_leaves(target.ema, leaves["ema"])',
         'with_leaves(target.ema, leaves["model"])',
         (RESUME,),

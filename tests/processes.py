@@ -5,7 +5,7 @@ import sys
 
 import small
 
-from nepa_jax import distributed
+from nepa_jax.hosts import start as distributed
 from nepa_jax.train import pretrain
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from nepa_jax.config import apply_overrides, load_config, resolve
-from nepa_jax.data.prepare import prepare_arrays
+from nepa_jax.data.prepare.split import prepare_arrays
 
 SHRUNK = {
     "model.image_size": "16", "model.embed_dim": "32", "model.depth": "2", "model.num_heads": "2",

@@ -7,9 +7,9 @@ import sys
 import pytest
 import small
 
-from nepa_jax.bench import table_of
+from nepa_jax.bench.step import table_of
 from nepa_jax.cli import main
-from nepa_jax.data.prepare import prepare_arrays
+from nepa_jax.data.prepare.split import prepare_arrays
 
 
 def outcome(capsys, *arguments: str) -> tuple[int, str]:

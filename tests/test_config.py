@@ -13,7 +13,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
+from nepa_jax.config.keys import BOUNDS
 from nepa_jax.objectives.base import load_objective
 
 RECIPES = [
@@ -165,7 +166,7 @@ def test_every_number_has_a_range_and_says_so_in_one_line(key, number):
 @pytest.mark.parametrize("key", [key for key in NUMBERS if not key.startswith("data.")])
 def test_a_bound_stands_in_the_table_and_its_own_example_is_good(key):
     section, _, name = key.partition(".")
-    bounds = configs.BOUNDS[section]
+    bounds = BOUNDS[section]
     bound = bounds.get(name) or bounds[name.rpartition("_")[0]]
     example = ast.literal_eval(re.match(r"\(.*?\)|[^ ,;]+", bound.example).group())
     assert bound.holds(example)

@@ -13,11 +13,11 @@ from flax import nnx
 from PIL import Image
 
 import nepa_jax
-from nepa_jax.checkpoint import save_weights
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.export.folder import export
 from nepa_jax.loading import load
-from nepa_jax.meta import Provenance
 from nepa_jax.objectives.base import load_objective
 
 OWN = "nepa_jax.model_config"

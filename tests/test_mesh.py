@@ -15,11 +15,11 @@ from hlo import collectives
 from jax.sharding import Mesh
 
 from nepa_jax import mesh as meshes
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import host_part, make_mesh, mesh_problems, put_batch, state_shardings
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.step import abstract_state, create_state, make_update
-from nepa_jax.trees import named_leaves
 
 LAYOUTS = {
     "data": {},

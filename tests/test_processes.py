@@ -17,7 +17,7 @@ import pytest
 import small
 from ports import free_port
 
-from nepa_jax.metrics import read_metrics
+from nepa_jax.run.metrics import read_metrics
 
 chaos = pytest.mark.chaos
 TESTS = Path(__file__).parent

@@ -8,11 +8,11 @@ import pytest
 import small
 from flax import nnx
 
+from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.optim import learning_rate
 from nepa_jax.step import create_state, make_update, moving_average, stays_finite
-from nepa_jax.trees import named_leaves
 
 
 def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):

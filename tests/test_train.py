@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import small
 
-from nepa_jax.checkpoint import find_saved, read_state, state_parts
-from nepa_jax.errors import RunDiverged, UserError
+from nepa_jax.base.errors import RunDiverged, UserError
+from nepa_jax.checkpoint.reading import find_saved
+from nepa_jax.checkpoint.saving import read_state, state_parts
 from nepa_jax.mesh import make_mesh
-from nepa_jax.metrics import read_metrics
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.run.metrics import read_metrics
 from nepa_jax.step import abstract_state
 from nepa_jax.train import pretrain
 

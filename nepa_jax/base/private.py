@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 
 
 def private_folder(*names: str) -> Path:

@@ -158,3 +158,9 @@ def wanted(default: Any, bound: Bound | None) -> str:
 
 def _written(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def nearest_divisor(number: int, near: int) -> int:
+    """The divisor of a number that is nearest to another."""
+    divisors = (n for n in range(1, min(number, 65_536) + 1) if number % n == 0)
+    return min(divisors, key=lambda n: abs(n - near))

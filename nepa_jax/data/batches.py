@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.data.decode import decoded
 from nepa_jax.data.draws import example_rng
+from nepa_jax.data.records import RecordSet
 from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.data.sources import RecordSet
 from nepa_jax.data.transforms import Transform
-from nepa_jax.errors import UnavailableError, UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.progress import warn
 from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker, Task
 from nepa_jax.data.decode import DecodeError, identify
 from nepa_jax.data.order import Order
-from nepa_jax.data.progress import warn
+from nepa_jax.data.records import RecordError, RecordSet, open_dataset
 from nepa_jax.data.settings import LoaderConfig, memory_problems, problems
-from nepa_jax.data.sources import RecordError, RecordSet, open_dataset
 from nepa_jax.data.stream import END, Blocks, Stream
-from nepa_jax.errors import UserError
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "iter_epoch"]
 

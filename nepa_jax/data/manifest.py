@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.base.text import parse_json
-from nepa_jax.errors import UnavailableError, UserError
 
 MANIFEST = "dataset.json"
 FORMAT = "nepa_jax.array_record"

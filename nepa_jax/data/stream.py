@@ -9,10 +9,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.data.batches import BatchMaker, Task
 from nepa_jax.data.order import Order
 from nepa_jax.data.workers import Workers
-from nepa_jax.errors import UserError
 
 END = 1 << 60  # the stream has no end; grain wants a length
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.data.batches import BatchMaker, Task
-from nepa_jax.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"  # where it is on Linux
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.objectives.base import Features, Objective
 
 POOLS = ("mean", "cls", "last", "none")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 
 # The protocol of Wu et al. 2018 (arXiv 1805.01978, section 3.4) with the number of neighbours of
 # Caron et al. 2021 (DINO, arXiv 2104.14294, section 4.1 and released eval_knn.py).

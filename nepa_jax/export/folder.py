@@ -10,21 +10,22 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import Trained, from_newest_sound, open_trained, workdir_of
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.reading import Saved, from_newest_sound, workdir_of
+from nepa_jax.checkpoint.weights import Trained, open_trained
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError
-from nepa_jax.export import encoder, files
 from nepa_jax.export.card import model_card
-from nepa_jax.export.configs import export_config
-from nepa_jax.export.convert import Report, array_shapes, entries, stream_arrays
 from nepa_jax.export.own_files import check_place, put
 from nepa_jax.export.resize import resize_model
-from nepa_jax.export.sources import PROVENANCE, known_format
-from nepa_jax.export.tables import Format
-from nepa_jax.metrics import read_metrics
+from nepa_jax.formats import files
+from nepa_jax.formats.configs import export_config
+from nepa_jax.formats.convert import Report, array_shapes, entries, stream_arrays
+from nepa_jax.formats.sources import PROVENANCE, known_format
+from nepa_jax.formats.tables import Format
+from nepa_jax.objectives import encoder
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.saved import Saved
-from nepa_jax.trees import named_leaves, with_leaves
+from nepa_jax.run.metrics import read_metrics
 
 MAX_PART_BYTES = 5 * 10**9
 MAX_PATCHES = 1 << 16  # of an image: 4096 px at a patch side of 16

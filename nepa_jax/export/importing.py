@@ -4,17 +4,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.checkpoint import save_weights
+from nepa_jax.base.errors import UserError, require_folder
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError, require_folder
-from nepa_jax.export.convert import Report, compare, fill
-from nepa_jax.export.sources import FILES_SAY, Choices, Source, open_source
-from nepa_jax.meta import Provenance
-from nepa_jax.objectives.base import saved_objective
+from nepa_jax.formats.convert import Report
+from nepa_jax.formats.reading import read_model
+from nepa_jax.formats.sources import FILES_SAY, Choices, Source, open_source
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,6 @@ def import_checkpoint(
     model, names = read_model(source, allow_partial)
     _save(source, model, workdir)
     return ImportReport(str(source.path), name, workdir, names, source.config)
-
-
-def read_model(source: Source, allow_partial: bool = False) -> tuple[nnx.Module, Report]:
-    """Our model with a source's weights, read once np.asarray asks, and how the names fit.
-
-    Raises:
-        UserError: a name is missing or unexpected (unless allowed), or of another shape.
-    """
-    objective = saved_objective(source.config, str(source.path))
-    shapes = nnx.eval_shape(lambda: objective.init_model(source.config, nnx.Rngs(0)))
-    names = compare(shapes, source.format, source.arrays)
-    if not allow_partial:
-        names.require_complete(str(source.path))
-    names.require_arrays(str(source.path))
-    if names.missing:
-        shapes = jax.jit(lambda: objective.init_model(source.config, nnx.Rngs(0)))()
-    return fill(shapes, source.format, source.arrays), names
 
 
 def _save(source: Source, model: nnx.Module, workdir: str) -> None:

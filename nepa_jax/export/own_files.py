@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.base.text import read_json
-from nepa_jax.errors import UserError, require_folder
-from nepa_jax.export.sources import PROVENANCE
+from nepa_jax.formats.sources import PROVENANCE
 
 FILES = "nepa_jax.files"  # in provenance.json: digests by name, as JSON text
 # The names that an export gives: a list of another folder's files must not make us remove others.

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.errors import UserError, in_short
-from nepa_jax.export.encoder import is_causal
-from nepa_jax.export.sources import open_source
+from nepa_jax.base.errors import UserError, in_short
+from nepa_jax.formats.sources import open_source
 from nepa_jax.loading import Loaded, load
+from nepa_jax.objectives.encoder import is_causal
 
 LARGEST_DIFFERENCE = 1e-4
 # What each format runs in.

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nepa_jax.base.text import printable
-from nepa_jax.export.convert import Report
 from nepa_jax.export.parity import LARGEST_DIFFERENCE, ParityReport
+from nepa_jax.formats.convert import Report
 
 
 def print_names(names: Report) -> None:

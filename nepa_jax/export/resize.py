@@ -5,11 +5,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.config import image_size
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.models.posemb import sincos_table
+from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.trees import named_leaves, with_leaves
 
 # How a library resamples: cubic parameter (-0.75 as PyTorch's bicubic; linear) or antialiasing.
 RESAMPLING = ("bicubic", "bicubic_antialias", "linear")

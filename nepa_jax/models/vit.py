@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from nepa_jax.config import image_size
 from nepa_jax.models import posemb, rope
 from nepa_jax.models.layers import (
     TOKEN_INIT,
@@ -17,6 +16,7 @@ from nepa_jax.models.layers import (
     run_blocks,
     stack_blocks,
 )
+from nepa_jax.models.sizes import image_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from flax import nnx
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.base.keys import named_key
-from nepa_jax.errors import UserError, in_short
 from nepa_jax.models.vit import ViT
 
 Batch = dict[str, jax.Array]
@@ -62,8 +62,8 @@ class Objective(Protocol):
 
 
 REQUIRED = ("init_model", "loss", "encode", "describe")
-# What a file may make us import, of which the second is what an export without its head says.
-OURS = re.compile(r"nepa_jax\.objectives\.[a-z][a-z0-9_]*|nepa_jax\.export\.encoder")
+# What a file may make us import.
+OURS = re.compile(r"nepa_jax\.objectives\.[a-z][a-z0-9_]*")
 
 
 def load_objective(name: str) -> Objective:

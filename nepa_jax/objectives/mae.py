@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.base.sections import Bound, section_problems
-from nepa_jax.flops import block_macs, training_flops
 from nepa_jax.models.decoder import Decoder, decoder_config
+from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
 from nepa_jax.models.vit import ViT, ViTConfig, vit_config

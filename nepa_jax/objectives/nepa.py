@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
 from nepa_jax.base.sections import section_problems
-from nepa_jax.flops import block_macs, training_flops
+from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (

@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax.base.sections import Bound, section_problems
-from nepa_jax.flops import block_macs, training_flops
+from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.heads import POOLS, Classifier
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (

@@ -16,8 +16,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.text import printable, read_json
-from nepa_jax.errors import UserError
 
 BEAT_S = 10.0
 STALE_S = 45.0  # without a beat: the holder is gone

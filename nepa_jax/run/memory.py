@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.memory import memory_bytes
-from nepa_jax.errors import UserError
 
 GIB = 2**30
 Compile = Callable[[ConfigDict], Any]  # a config's step, as a program

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nepa_jax.metrics import Scalars, Writer
+from nepa_jax.run.metrics import Scalars, Writer
 
 
 class Alarm(NamedTuple):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 
+from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.base.private import private_folder
-from nepa_jax.data.progress import warn
-from nepa_jax.errors import UserError, require_folder
-from nepa_jax.goodput import Goodput
+from nepa_jax.base.progress import warn
+from nepa_jax.run.goodput import Goodput
 
 # What a run writes, beside folders of its own.
 FILES = ("config.json", "metrics.jsonl", "goodput.json", "run.lock", "DONE")

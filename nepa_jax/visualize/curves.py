@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from nepa_jax.errors import UserError
-from nepa_jax.metrics import read_metrics
+from nepa_jax.base.errors import UserError
+from nepa_jax.run.metrics import read_metrics
 from nepa_jax.visualize import style
 
 

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.private import open_private, private_folder
-from nepa_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.text import printable, read_json, to_json
-from nepa_jax.errors import UserError
 
 
 @pytest.mark.parametrize("text", ["plain", "Füße, 漢字, émoji 🐈", ""])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nepa_jax.data.prepare import prepare_arrays
+from nepa_jax.data.prepare.split import prepare_arrays
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
@@ -54,9 +54,3 @@ def prepared(tmp_path_factory):
     images = [(encode(picture(i)), i % 5, f"{i:02d}.png") for i in range(50)]
     prepare_arrays(images, str(out), classes=list("abcde"))
     return str(out)
-
-
-@pytest.fixture(scope="session")
-def timm(torch):
-    """timm; the tests that compare with it are skipped where it cannot be imported."""
-    return pytest.importorskip("timm", exc_type=ImportError)

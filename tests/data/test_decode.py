@@ -21,7 +21,7 @@ from nepa_jax.data.decode import (
     decoded,
     identify,
 )
-from nepa_jax.data.listing import IMAGE_SUFFIXES
+from nepa_jax.data.prepare.listing import IMAGE_SUFFIXES
 
 
 def same(image, expected):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.data.decode import decode_pixels
-from nepa_jax.data.inspect import verify
 from nepa_jax.data.loader import Loader, LoaderConfig, iter_epoch
-from nepa_jax.data.prepare import prepare_arrays
-from nepa_jax.errors import UnavailableError, UserError
+from nepa_jax.data.prepare.inspect import verify
+from nepa_jax.data.prepare.split import prepare_arrays
 
 
 @pytest.fixture

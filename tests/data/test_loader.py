@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.data.loader import Loader, LoaderConfig, iter_epoch
 from nepa_jax.data.order import SMALL_SET, Order
-from nepa_jax.data.prepare import prepare_arrays
-from nepa_jax.data.sources import open_dataset
-from nepa_jax.errors import UserError
+from nepa_jax.data.prepare.split import prepare_arrays
+from nepa_jax.data.records import open_dataset
 
 
 @pytest.fixture

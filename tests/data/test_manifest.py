@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nepa_jax.data.inspect import contact_sheet, inspect, verify
+from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.data.manifest import MANIFEST, cannot_read, check_manifest, read_manifest
-from nepa_jax.data.prepare import prepare
-from nepa_jax.errors import UnavailableError, UserError
+from nepa_jax.data.prepare.inspect import contact_sheet, inspect, verify
+from nepa_jax.data.prepare.split import prepare
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import pytest
 
 from nepa_jax.base import memory
+from nepa_jax.base.errors import UserError
 from nepa_jax.data import settings
 from nepa_jax.data.augment import POLICIES
 from nepa_jax.data.decode import MODES
@@ -16,7 +17,6 @@ from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.data.resize import INTERPOLATIONS, RESIZES
 from nepa_jax.data.settings import BOUNDS, CHOICES, memory_problems, problems
 from nepa_jax.data.transforms import AUGMENTS
-from nepa_jax.errors import UserError
 
 CONFIG = LoaderConfig("DIR")
 

@@ -5,7 +5,7 @@ import pytest
 import small
 from flax import nnx
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.evals import features
 from nepa_jax.objectives import nepa
 

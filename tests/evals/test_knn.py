@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.evals import knn
 
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from nepa_jax import saved
-from nepa_jax.checkpoint import load_trained, save_weights
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.trees import named_leaves
+from nepa_jax.checkpoint import reading
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.weights import load_trained, save_weights
 from nepa_jax.config import to_json
-from nepa_jax.errors import UserError
-from nepa_jax.export import convert, files
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.report import print_names
-from nepa_jax.export.sources import Choices
+from nepa_jax.formats import convert, files
+from nepa_jax.formats.sources import Choices
 from nepa_jax.loading import load
-from nepa_jax.meta import Provenance
-from nepa_jax.trees import named_leaves
 
 WAYS = [
     ("nepa", "nepa", False), ("nepa", "nepa_paper", False), ("nepa", "nepa_class", False),
@@ -52,7 +52,7 @@ def test_however_the_checkpoint_lies_on_disk(
     kit, workdir, tmp_path, monkeypatch, layer_bytes, large_bytes
 ):
     """Layer by layer, converted in threads; or leaf by leaf, one at a time."""
-    monkeypatch.setattr(saved, "MIN_PIECE_BYTES", layer_bytes)
+    monkeypatch.setattr(reading, "MIN_PIECE_BYTES", layer_bytes)
     monkeypatch.setattr(convert, "LARGE_BYTES", large_bytes)
     config = kit.make_config("nepa")
     origin = Provenance.of(config, "abc" * 9)

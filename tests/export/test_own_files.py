@@ -6,12 +6,12 @@ import pytest
 import small
 from flax import nnx
 
-from nepa_jax.checkpoint import save_weights
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.export.folder import export
 from nepa_jax.export.own_files import FILES
-from nepa_jax.export.sources import PROVENANCE
-from nepa_jax.meta import Provenance
+from nepa_jax.formats.sources import PROVENANCE
 from nepa_jax.objectives.base import load_objective
 
 

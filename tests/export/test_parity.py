@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.export import parity
 from nepa_jax.export.folder import export
 from nepa_jax.export.report import print_parity

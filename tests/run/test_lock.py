@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.run import lock
 from nepa_jax.run.lock import WorkdirLock
 

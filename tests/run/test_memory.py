@@ -6,7 +6,7 @@ import jax
 import pytest
 import small
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.run import memory
 from nepa_jax.run.memory import GIB, fitting, free_bytes, memory_is_told, needed_bytes
 

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from nepa_jax.errors import UserError
-from nepa_jax.goodput import Goodput
+from nepa_jax.base.errors import UserError
+from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
 
 

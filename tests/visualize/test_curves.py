@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pictures import assert_picture
 
-from nepa_jax.errors import UserError
+from nepa_jax.base.errors import UserError
 from nepa_jax.visualize import curves
 
 

@@ -1,0 +1,217 @@
+"""Measures the compiled step, the loader, both together in the real loop, and saving."""
+
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from nepa_jax import config as configs
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.saving import Checkpoints
+from nepa_jax.data.loader import Loader
+from nepa_jax.mesh import make_mesh, mesh_problems, put_batch
+from nepa_jax.objectives.base import Batch, load_objective
+from nepa_jax.plan.chips import mfu
+from nepa_jax.run.hooks import MetricsHook
+from nepa_jax.run.metrics import Throughput
+from nepa_jax.run.report import NoReport
+from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
+from nepa_jax.train import DeviceBatches, train
+
+Result = dict[str, float | int | str]
+ROUNDS = 5
+SECONDS_PER_ROUND = 2.0
+
+
+# What the numbers are: unit, and a word.
+MEANINGS = {
+    "device": ("", "devices × kind"),
+    "compile_s": ("s", "to compile the step, once"),
+    "step_s": ("s", "of a step on the devices, median"),
+    "images_per_s": ("images/s", "through that step"),
+    "model_tflops_per_s": ("TFLOP/s", "useful work: no recomputation counted"),
+    "mfu": ("", "share of the devices' peak that is useful work"),
+    "peak_memory_gib": ("GiB", "of each device, by the compiled program"),
+    "bare_step_s": ("s", "of a step alone, median"),
+    "loop_step_s": ("s", "in the training loop, on one batch again and again"),
+    "data_step_s": ("s", "in the training loop, fed by the loader"),
+    "loop_overhead": ("", "what the loop adds to a step, as a share; below 0 is noise"),
+    "data_overhead": ("", "what loop and loader add to a step, as a share; below 0 is noise"),
+    "state_gib": ("GiB", "of parameters, optimizer and average"),
+    "save_s": ("s", "of a save, until it is on disk"),
+    "blocked_s": ("s", "of it in which training stands still"),
+    "share_of_save": ("", "the one over the other"),
+    "share_of_run": ("", "of the time that saving costs, at checkpoint.every_steps"),
+    "weights_gb": ("GB", "of weights"),
+}
+
+
+def table_of(result: Result) -> str:
+    """A result for people: each number with its unit and a word, a line each."""
+    rows = []
+    for name, value in result.items():
+        unit, meaning = MEANINGS.get(name, (_unit(name), ""))
+        number = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+        rows.append((name, f"{number} {unit}".rstrip(), meaning))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = (f"{name:{widths[0]}}  {text:{widths[1]}}  {meaning}" for name, text, meaning in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _unit(name: str) -> str:
+    """Of a number whose name ends in it, as bench_export's."""
+    endings = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights", "_s": "s"}
+    return next((unit for ending, unit in endings.items() if name.endswith(ending)), "")
+
+
+class FixedBatches:
+    """One batch of noise, already on the devices: all that a step needs and no data."""
+
+    def __init__(self, config: ConfigDict):
+        shape = (config.data.batch_size, *config.model.image_size, config.model.in_channels)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        self._batch = put_batch({"image": images}, make_mesh(config))
+
+    def batch(self, step: int) -> Batch:
+        return self._batch
+
+
+class ImagesOnly:
+    """Another feed without its labels: the step is compiled for images alone."""
+
+    def __init__(self, feed: DeviceBatches):
+        self._feed = feed
+
+    def batch(self, step: int) -> Batch:
+        batch = self._feed.batch(step)
+        return {"image": batch["image"], "row": batch["row"]}
+
+
+def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
+    """Resolved config, a fresh state, the compiled update and the seconds it took to compile."""
+    objective = load_objective(config.objective.name)
+    checked = ConfigDict(config.to_dict())
+    checked.data.path = checked.data.path or "a step needs no data"
+    checks = [partial(mesh_problems, num_devices=jax.device_count())]
+    checks += [objective.problems] if hasattr(objective, "problems") else []
+    configs.validate(checked, *checks)
+    config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
+    mesh = make_mesh(config)
+    lowered = make_update(config, objective, mesh).lower(
+        abstract_state(config, objective, mesh), FixedBatches(config).batch(0)
+    )
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    return config, create_state(config, objective, mesh), compiled, time.perf_counter() - began
+
+
+def bench_step(config: ConfigDict) -> Result:
+    """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU."""
+    config, state, update, compile_s = _prepared(config)
+    batch = FixedBatches(config).batch(0)
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        steps, elapsed, state = _run_bare(update, state, batch)
+        seconds.append(elapsed / steps)
+    step_s = statistics.median(seconds[1:])
+    flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
+    share = mfu(flops / step_s, jax.devices()[0].device_kind, jax.device_count())
+    return {
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "compile_s": compile_s,
+        "step_s": step_s,
+        "images_per_s": config.data.batch_size / step_s,
+        "model_tflops_per_s": flops / step_s / 1e12,
+        "mfu": "peak of this device not known" if share is None else share,
+        "peak_memory_gib": update.memory_analysis().peak_memory_in_bytes / 2**30,
+    }
+
+
+def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, float, TrainState]:
+    """Steps one after the other for a while, waiting only at the end: steps, seconds, state."""
+    steps, began = 0, time.perf_counter()
+    previous = None
+    while steps == 0 or time.perf_counter() - began < SECONDS_PER_ROUND:
+        state, metrics = update(state, batch)
+        jax.block_until_ready(previous)
+        previous, steps = metrics, steps + 1
+    jax.block_until_ready(previous)
+    return steps, time.perf_counter() - began, state
+
+
+def bench_checkpoint(config: ConfigDict) -> Result:
+    """What saving costs the loop: how long it blocks, beside how long the save takes in all.
+
+    ``share_of_run`` is the blocked time over that of ``checkpoint.every_steps`` steps.
+    """
+    config, state, update, _ = _prepared(config)
+    batch = FixedBatches(config).batch(0)
+    steps, elapsed, state = _run_bare(update, state, batch)
+    blocked, whole = [], []
+    with tempfile.TemporaryDirectory(prefix="nepa-jax-bench-") as folder, Checkpoints(folder) as to:
+        for step in range(1, ROUNDS + 2):
+            began = time.perf_counter()
+            to.save(step, state, Provenance.of(config, "no data"))
+            blocked.append(time.perf_counter() - began)
+            to.wait()
+            whole.append(time.perf_counter() - began)
+    blocked_s, save_s = statistics.median(blocked[1:]), statistics.median(whole[1:])
+    return {
+        "state_gib": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**30,
+        "save_s": save_s,
+        "blocked_s": blocked_s,
+        "share_of_save": blocked_s / save_s,
+        "share_of_run": blocked_s / (config.checkpoint.every_steps * elapsed / steps),
+    }
+
+
+def bench_data(config: ConfigDict, against_torch: bool) -> dict[str, Any]:
+    """The input pipeline by itself; see nepa_jax.bench.data."""
+    from nepa_jax.bench.data import bench_data
+
+    return bench_data(configs.loader_config(config), against_torch)
+
+
+def bench_e2e(config: ConfigDict) -> Result:
+    """The real loop against the bare step, in alternation: what loop and input pipeline cost.
+
+    ``loop_overhead`` is the loop's step time on a fixed batch over the bare step's, less one;
+    ``data_overhead`` the same for the loop fed by the loader.
+    """
+    resolved, state, update, _ = _prepared(config)
+    fixed = FixedBatches(resolved)
+    with ExitStack() as stack:
+        feeds: dict[str, Any] = {"loop": fixed}
+        if config.data.path:
+            loader = stack.enter_context(Loader(configs.loader_config(config)))
+            batches = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
+            feeds["data"] = ImagesOnly(batches)
+        steps, _, state = _run_bare(update, state, fixed.batch(0))
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *feeds)}
+        for start in range(0, ROUNDS * steps, steps):
+            done, elapsed, state = _run_bare(update, state, fixed.batch(0))
+            seconds["bare"].append(elapsed / done)
+            for name, feed in feeds.items():
+                elapsed, state = _run_loop(update, state, feed, range(start, start + steps))
+                seconds[name].append(elapsed / steps)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    overheads = {f"{name}_overhead": medians[name] / medians["bare"] - 1 for name in feeds}
+    return {f"{name}_step_s": value for name, value in medians.items()} | overheads
+
+
+def _run_loop(
+    update: Update, state: TrainState, feed: Any, steps: range
+) -> tuple[float, TrainState]:
+    """The training loop with its metrics hook, reporting to nowhere: seconds, state."""
+    throughput = Throughput(1, 0.0, lambda: 0.0)
+    hook = MetricsHook(10, throughput, lambda step, scalars: None, NoReport())
+    began = time.perf_counter()
+    state = train(state, update, feed, [hook], steps, lambda step: False)
+    hook.close(state)
+    return time.perf_counter() - began, state

@@ -1,0 +1,301 @@
+"""The checkpoints of a run by orbax: asynchronous, atomic, of arrays under the names of trees.py."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from nepa_jax.base.errors import UserError, in_short, storage_error
+from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.meta import Leaves, Meta, Provenance
+from nepa_jax.checkpoint.reading import (
+    Saved,
+    Sound,
+    array_handler,
+    checkpoints_in,
+    newest_sound,
+    orbax_is_quiet,
+    save_arrays,
+)
+from nepa_jax.config import flat_keys
+from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
+from nepa_jax.step import TrainState
+
+T = TypeVar("T")
+
+# What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
+FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
+
+
+def state_parts(state: TrainState) -> dict[str, Leaves]:
+    """The parts of a state that hold arrays, each as leaves by name.
+
+    Weights can be read without the optimizer's state.
+    """
+    rest = dataclasses.replace(state, model=None, ema=None)
+    parts = {"model": state.model, "ema": state.ema, "rest": rest}
+    return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
+
+
+def contents(parts: Mapping[str, Leaves], meta: Meta) -> ocp.args.Composite:
+    """What goes into a checkpoint: the parts as one tree, and text with their checksums.
+
+    One tree, because orbax begins to write it once it is copied, while it copies the next.
+    """
+    return ocp.args.Composite(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta.to_json()))
+
+
+class Checkpoints:
+    """The checkpoints of the run in a workdir, at ``WORKDIR/checkpoints/STEP``.
+
+    That of step 0 holds imported weights alone; a run saves from step 1 on.
+    """
+
+    def __init__(self, workdir: str, keep_last: int = 1, keep_every_steps: int = 0):
+        if keep_last < 1:
+            raise ValueError(f"keep_last = {keep_last}: a run keeps one checkpoint at least")
+        keep = [policies.LatestN(keep_last)]
+        if keep_every_steps:
+            keep.append(policies.EveryNSteps(keep_every_steps))
+        self.folder = epath.Path(workdir).absolute() / "checkpoints"
+        self.saved_step = 0  # of the newest that is complete, as far as this start knows
+        self._newest = 0  # restored, or handed to orbax
+        self._quiet = ExitStack()
+        self._quiet.enter_context(orbax_is_quiet())
+        self._cut_off = half_written(self.folder)  # which the manager removes
+        with self._clear_errors():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                item_handlers={"arrays": array_handler(), "meta": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.options.AsyncOptions(
+                        barrier_sync_fn=meet_unless_failed,
+                        post_finalization_callback=self._note_saved,
+                    ),
+                ),
+            )
+
+    def _note_saved(self) -> None:
+        self.saved_step = self._newest
+
+    @cached_property
+    def listed(self) -> list[int]:
+        """The steps of complete checkpoints when the run began, as the first host saw them.
+
+        Raises:
+            UserError: another host does not see them.
+        """
+        steps = json.loads(
+            from_first_host(
+                lambda: json.dumps([saved.step for saved in checkpoints_in(self.folder)])
+            )
+        )
+        seen = [step for step in steps if (self.folder / str(step)).is_dir()]
+        compare_hosts({f"what is in {self.folder}": str(seen)})
+        return steps
+
+    def hold_weights(self) -> bool:
+        """Whether there are imported weights to begin the run with."""
+        return 0 in self.listed
+
+    def save(self, step: int, state: TrainState, provenance: Provenance) -> None:
+        """Starts to save in the background; returns once the state may be changed.
+
+        Raises:
+            UserError: this or the previous save failed.
+        """
+        if step == self._newest:
+            return
+        # The copy to the host waits for it too. Host devices could block one another otherwise.
+        parts = jax.block_until_ready(state_parts(state))
+        with self._clear_errors():
+            self._try_to_write()
+            meta = Meta.of(provenance, parts)  # before orbax writes: beside it sums take longer
+            self._manager.wait_until_finished()  # whose step is noted
+            self._newest = step
+            self._manager.save(step, args=contents(parts, meta), force=True)
+
+    def _try_to_write(self) -> None:
+        """Raises OSError where nothing can be written: orbax would go on to wait for minutes."""
+        if jax.process_index() == 0:
+            probe = self.folder / ".write-test"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+
+    def check(self) -> None:
+        """Raises UserError if the save in the background has failed; does not wait for it."""
+        with self._clear_errors():
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()  # at once; orbax keeps the error for this call
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises UserError if it cannot be."""
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever its threads and the storage raise
+            raise storage_error(
+                f"{self.folder}: a checkpoint cannot be saved ({in_short(error)}); free space there or "
+                "allow writing, then give the same command again: it goes on from the last checkpoint",
+                error,
+            ) from error
+
+    def restore_latest(
+        self, target: TrainState, check: Callable[[Provenance], object]
+    ) -> "Resumed | None":
+        """The newest sound checkpoint, or None if the run has saved none yet.
+
+        Damaged ones are told in one line and renamed to ``STEP.damaged``, so that their steps can
+        be saved again. With no sound one, nothing is renamed.
+
+        Args:
+            target: shapes and shardings.
+            check: raises if a checkpoint of this provenance must not be resumed.
+
+        Raises:
+            UserError: none is sound, or it holds other arrays than ``target``.
+        """
+        candidates = [Saved(self.folder / str(step)) for step in self.listed if step > 0]
+        if self._cut_off:
+            say(f"warning: the save of {', '.join(self._cut_off)} was cut off; it is removed")
+        if not candidates:
+            return None
+        sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
+        self._set_aside(sound)
+        self._newest = self.saved_step = sound.saved.step
+        return sound.value
+
+    def _set_aside(self, sound: "Sound[Resumed]") -> None:
+        if not sound.damaged:
+            return
+        if jax.process_index() == 0:
+            for saved in sound.damaged:
+                aside = saved.folder.with_name(f"{saved.folder.name}.damaged")
+                if aside.exists():
+                    aside.rmtree()
+                saved.folder.rename(aside)
+            say(f"warning: {sound.warning()}; the damaged one is kept as STEP.damaged")
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A failed save is raised again by close(); the error under way says it better.
+        with self._quiet, suppress(Exception) if error else self._clear_errors():
+            self._manager.close()
+
+
+class Resumed(NamedTuple):
+    """A state, and where it comes from."""
+
+    state: TrainState
+    provenance: Provenance
+    origin: str  # for the user: the checkpoint, and when it was written
+
+
+def read_state(saved: Saved, target: TrainState, check: Callable[[Provenance], object]) -> Resumed:
+    """A saved state in the shapes and on the devices of ``target``.
+
+    Where the run kept no average and is to keep one now, it begins with the weights.
+
+    Raises:
+        UserError: the checkpoint holds other arrays, or ``check`` refuses it.
+        Damaged: it is not what was saved.
+    """
+    meta = saved.meta()
+    check(meta.provenance)
+    wanted = state_parts(target)
+    begins = "ema" in wanted and "ema" not in meta.arrays
+    if begins:
+        del wanted["ema"]
+    leaves = {part: saved.arrays(meta, part, arrays) for part, arrays in wanted.items()}
+    if begins:
+        leaves["ema"] = {name: jnp.copy(leaf) for name, leaf in leaves["model"].items()}
+        say(f"the average (optim.ema_decay) begins with the weights of step {saved.step}")
+    model = with_leaves(target.model, leaves["model"])
+    ema = with_leaves(target.ema, leaves["ema"]) if "ema" in leaves else None
+    rest = with_leaves(dataclasses.replace(target, model=None, ema=None), leaves["rest"])
+    state = dataclasses.replace(rest, model=model, ema=ema)
+    return Resumed(state, meta.provenance, _origin(saved))
+
+
+def _origin(saved: Saved) -> str:
+    written = datetime.fromtimestamp(saved.folder.stat().mtime)
+    return f"{saved.folder}, saved {written:%Y-%m-%d %H:%M}"
+
+
+def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
+    """Where orbax's threads wait for all hosts. One that failed to write passes, to say so at once.
+
+    The others wait for it at another barrier, which its end will break.
+    """
+    if sys.exception() is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
+def half_written(folder: epath.Path) -> list[str]:
+    """The steps of saves that were cut off, as ``step N``."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if ocp.utils.is_tmp_checkpoint(path)]
+    return sorted(f"step {name.partition('.')[0]}" for name in names)
+
+
+def check_same_run(saved: Provenance, current: Provenance, workdir: str) -> list[str]:
+    """Lists harmless changes since a checkpoint as ``key: old -> new``.
+
+    Raises:
+        UserError: the config is of another run, or the data set is another one.
+    """
+    changes = config_changes(saved.config, current.config)
+    fixed = {key: change for key, change in changes.items() if key.startswith(FIXED_KEYS)}
+    if fixed:
+        raise UserError(
+            f"workdir {workdir!r} holds another run: {'; '.join(fixed.values())}; set these back, or "
+            f"give another --workdir, with --config.run.init_from={workdir} to begin with its weights"
+        )
+    if saved.fingerprint != current.fingerprint and not current.config.run.allow_data_change:
+        raise UserError(
+            f"data.path = {current.config.data.path}: this data set (fingerprint "
+            f"{current.fingerprint[:12]}) is not the one of the checkpoint in {workdir!r} "
+            f"({saved.fingerprint[:12]}); give that one, another --workdir, or accept the change "
+            "with --config.run.allow_data_change=true"
+        )
+    return list(changes.values())
+
+
+def config_changes(old: ConfigDict, new: ConfigDict) -> dict[str, str]:
+    """Keys whose values differ, each with a text that shows both."""
+    before, after = flat_keys(old), flat_keys(new)
+    return {
+        key: f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }

@@ -1,0 +1,92 @@
+"""What keys of a run, each right by itself, must be together."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from nepa_jax.base.sections import nearest_divisor
+from nepa_jax.config.resolution import length_problems, peak_lr
+from nepa_jax.models.sizes import MODEL_RULES
+
+Check = Callable[[ConfigDict], list[str]]
+
+
+def _data_path(config: ConfigDict) -> list[str]:
+    if config.data.path:
+        return []
+    return [
+        "data.path is not set: no images to train on; try --config.data.path=DIR, a folder that `nepa-jax data prepare` wrote"
+    ]
+
+
+def _accumulation(config: ConfigDict) -> list[str]:
+    images, parts = config.data.batch_size, config.optim.accum_steps
+    if images < 1 or images % parts == 0:
+        return []
+    return [
+        f"optim.accum_steps = {parts}: does not divide data.batch_size = {images}; try {nearest_divisor(images, parts)}"
+    ]
+
+
+def _learning_rate(config: ConfigDict) -> list[str]:
+    optim, final = config.optim, config.schedule.final_lr
+    if (optim.lr is None) == (optim.base_lr is None):
+        return [
+            f"optim.lr = {optim.lr}, optim.base_lr = {optim.base_lr}: give exactly one; try "
+            + ("optim.base_lr=1.5e-4" if optim.lr is None else "optim.base_lr=none")
+        ]
+    if config.data.batch_size > 0 and final > peak_lr(config):
+        return [f"schedule.final_lr = {final}: is above the peak, {peak_lr(config):.3g}; try 0.0"]
+    return []
+
+
+def _profile(config: ConfigDict) -> list[str]:
+    steps = config.log.profile_steps
+    if len(steps) == 2 and steps[0] <= steps[1]:
+        return []
+    return [
+        f"log.profile_steps = {steps}: must be (first, one after the last); "
+        "try (10, 15), or (0, 0) for none"
+    ]
+
+
+def _tensorboard(config: ConfigDict) -> list[str]:
+    if not config.log.tensorboard or exists("tensorboardX"):
+        return []
+    return [
+        "log.tensorboard = True: tensorboardX is not installed; try pip install 'nepa-jax[tensorboard]'"
+    ]
+
+
+# A rule is asked only if its keys are right by themselves.
+RULES: dict[Check, tuple[str, ...]] = {
+    **MODEL_RULES,
+    _data_path: ("data.path",),
+    _accumulation: ("data.batch_size", "optim.accum_steps"),
+    _learning_rate: ("optim.lr", "optim.base_lr", "schedule.final_lr", "data.batch_size"),
+    _profile: ("log.profile_steps",),
+    _tensorboard: ("log.tensorboard",),
+}
+
+
+def broken_rules(config: ConfigDict, wrong: Mapping[str, str], prefix: str = "") -> list[str]:
+    problems = []
+    for rule, keys in RULES.items():
+        if all(key.startswith(prefix) and key not in wrong for key in keys):
+            problems += rule(config)
+    lengths = ("schedule.", "log.", "checkpoint.", "data.")
+    if not prefix and not any(key.startswith(lengths) for key in wrong):
+        problems += length_problems(config, None)
+    return problems
+
+
+def exists(module: str) -> bool:
+    """Whether it can be found; what fails in a package around it is told when it is imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        return not f"{module}.".startswith(f"{error.name}.")
+    except Exception:  # of the package's own code
+        return module in sys.modules or "." in module

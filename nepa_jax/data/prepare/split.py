@@ -1,0 +1,408 @@
+"""Turns images, in whatever form they come, into ArrayRecord shards and a dataset.json."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.private import open_private
+from nepa_jax.base.progress import progress, warn
+from nepa_jax.base.text import read_json
+from nepa_jax.base.threads import ordered_map
+from nepa_jax.data.batches import BadRecord
+from nepa_jax.data.manifest import FORMAT, MANIFEST, VERSION
+from nepa_jax.data.prepare.archives import open_files
+from nepa_jax.data.prepare.classes import labels_in
+from nepa_jax.data.prepare.labels import by_labels, imagenet_problems
+from nepa_jax.data.prepare.left_out import LeftOut
+from nepa_jax.data.prepare.listing import Example, Listing, by_folder, by_sample, find_images
+from nepa_jax.data.prepare.parquet import is_parquet, open_parquet
+from nepa_jax.data.prepare.reencode import Reencode, parse_reencode
+from nepa_jax.data.prepare.samples import class_files
+from nepa_jax.data.prepare.shards import (
+    UNFINISHED,
+    Job,
+    Shard,
+    Written,
+    clean_up,
+    discard,
+    write_shards,
+)
+from nepa_jax.data.prepare.store import Store
+from nepa_jax.data.prepare.tree import choose_split
+from nepa_jax.data.records import RecordError, RecordSet, open_dataset
+
+MIB = 1 << 20
+MAX_LISTED_SKIPS = 1000
+
+
+@dataclass(frozen=True)
+class Target:
+    """What becomes of a listing. `num_shards=None` leaves the number to `default_num_shards`."""
+
+    store: Store
+    split: str
+    scratch: Path
+    num_shards: int | None = None
+    num_threads: int = 1
+    reencode: Reencode | None = None
+
+
+def prepare(
+    source: str,
+    out: str,
+    split: str = "train",
+    num_shards: int | None = None,
+    num_threads: int = 8,
+    labels: str | None = None,
+    reencode: str | None = None,
+) -> dict[str, Any]:
+    """Writes the images of `source` as the split `split` of the data set in `out`.
+
+    source: a folder, .zip, .tar or compressed .tar with images in class folders, below train/,
+      test/ and so on or not, or with no folders (unlabelled); ImageNet's train tar (a tar of
+      tars) or validation tar; Hugging Face parquet files; or a set prepared before.
+    out: a folder, or a URL of one that fsspec can write to, such as gs://bucket/imagenet.
+    labels: a file of lines `FILE_NAME CLASS`, or ImageNet's devkit, for images in no folders.
+    reencode: such as "short_side=384,quality=90": stores smaller JPEGs than the original ones.
+
+    The label is the index in the sorted class names (parquet and prepared sets keep theirs).
+    Images whose header cannot be read are left out and listed. The same call goes on where a
+    killed one stopped, and comes to the same bytes.
+
+    What is not taken is told in a line for each kind. A split that is there already, whole and of
+    the same images, is left as it is.
+
+    Returns the split's entry in dataset.json. Raises UserError if the source or its split is
+    missing or holds no usable image, if `out` cannot be written, lies in the source or has this
+    split of other images, or if its classes are not those of the other splits.
+    """
+    path = _source_path(source, out)
+    store = Store(out)
+    smaller = parse_reencode(reencode) if reencode else None
+    with _scratch_folder(store, split) as scratch:
+        target = Target(store, split, scratch, num_shards, num_threads, smaller)
+        unfinished = scratch / UNFINISHED
+        with open_listing(path, split, unfinished, num_threads, labels) as listing:
+            for line in listing.left_out.lines():
+                warn(f"left out: {line}")
+            for problem in imagenet_problems(listing, split):
+                warn(problem)
+            return _write_split(listing, target)
+
+
+def _source_path(source: str, out: str) -> Path:
+    """Where the source is. Raises UserError if it is not on this machine, or around `out`."""
+    if "://" in source:
+        raise UserError(
+            f"source {source} is not on this machine: download it (`curl -LO` or the tool of the "
+            "bucket) and give the file or folder"
+        )
+    path = Path(source)
+    if not source or not path.exists():
+        raise UserError(
+            f"source {source or '(an empty name)'} does not exist: give a folder, a .zip, a .tar "
+            "or a .parquet"
+        )
+    if not out:
+        raise UserError("--out is empty: give a folder for the shards")
+    if "://" not in out and Path(out).resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"--out={out} is the source or inside of it ({source}): choose a folder beside it"
+        )
+    return path
+
+
+def prepare_arrays(
+    images: Iterable[tuple[bytes, int | None, str]],
+    out: str,
+    split: str = "train",
+    classes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Writes encoded images made in memory, as (bytes, label, name), as `prepare` does files.
+
+    Labels index `classes`; either all examples have one or none has. Returns and raises as
+    `prepare` does.
+    """
+    store = Store(out)
+    examples = [
+        Example(name, label, len(data), partial(bytes, data)) for data, label, name in images
+    ]
+    with _scratch_folder(store, split) as scratch:
+        return _write_split(Listing(examples, tuple(classes)), Target(store, split, scratch))
+
+
+def default_num_shards(num_bytes: int, num_examples: int) -> int:
+    """One shard per 8 MiB up to 64 shards, then one per 256 MiB up to 1,024.
+
+    64 files are enough for many hosts to copy and read side by side; below 8 MiB a file is
+    mostly overhead; each shard costs every reading process one open file.
+    """
+    small, large = num_bytes // (8 * MIB), num_bytes // (256 * MIB)
+    return max(1, min(small, max(64, large), 1024, num_examples))
+
+
+@contextmanager
+def open_listing(
+    path: Path, split: str, unfinished: Path, num_threads: int, labels: str | None = None
+) -> Iterator[Listing]:
+    """What `path` holds, whatever it is; its examples can be read until the exit.
+
+    `unfinished` is a folder for what must be unpacked. For `labels` and errors see `prepare`.
+    """
+    prepared = _is_prepared(path)
+    if labels is not None and (prepared or is_parquet(path)):
+        raise UserError(
+            f"--labels={labels} is for images in files, and {path} has labels: leave it out"
+        )
+    if prepared:
+        yield _prepared_listing(open_dataset(path, split), num_threads)
+    elif is_parquet(path):
+        with open_parquet(path, split, unfinished) as listing:
+            yield listing
+    else:
+        left_out = LeftOut()
+        with open_files(path, unfinished, left_out) as files:
+            images = find_images(files, path, left_out)
+            images = choose_split(images, split, path, left_out)
+            if labels is not None:
+                yield by_labels(images, Path(labels), path, unfinished, left_out)
+            elif class_of := class_files(files, images):
+                yield by_sample(images, class_of, left_out)
+            else:
+                yield by_folder(images, path, left_out)
+
+
+def _is_prepared(path: Path) -> bool:
+    """Whether it is a set of ours: other programs write a dataset.json beside images, too."""
+    if not (path / MANIFEST).is_file():
+        return False
+    try:
+        return read_json(path / MANIFEST, dict).get("format") == FORMAT
+    except (OSError, ValueError):  # a damaged one of ours is known by its shards
+        return any(path.glob("*.array_record"))
+
+
+def _prepared_listing(records: RecordSet, num_threads: int) -> Listing:
+    """The records of a set as examples; their names are known once all have been read.
+
+    Those that cannot be read are left out, and told.
+    """
+
+    def example(index: int) -> Example | BadRecord:
+        try:
+            record = records[index]
+        except RecordError as error:
+            return BadRecord(index, "", str(error))
+        return Example(record.name, record.label, len(record.image), lambda: records[index].image)
+
+    found = ordered_map(example, range(len(records)), num_threads)
+    found = list(progress(found, len(records), f"reading {records.split}"))
+    examples = [item for item in found if isinstance(item, Example)]
+    if bad := [item for item in found if isinstance(item, BadRecord)]:
+        warn(f"{len(bad)} of {len(records)} records are left out, such as {bad[0]}")
+    return Listing(examples, records.classes if records.labelled else ())
+
+
+@contextmanager
+def _scratch_folder(store: Store, split: str) -> Iterator[Path]:
+    """The folder for unfinished work, kept from others while this process works in it."""
+    _check_target(store, split)
+    scratch = store.scratch(split)
+    with _clear_errors(scratch):
+        (scratch / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        with os.fdopen(open_private(scratch / "lock"), "w") as lock:
+            _lock(lock.fileno(), store, split)
+            try:
+                yield scratch
+            finally:
+                clean_up(scratch)
+
+
+@contextmanager
+def _clear_errors(scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {scratch} or read the source ({error}): "
+            "check the permissions and the free space there"
+        ) from error
+
+
+def _lock(file: int, store: Store, split: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process prepares {store.out}, split {split!r}: wait until it ends"
+        ) from error
+
+
+def _check_target(store: Store, split: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", split):
+        raise UserError(f"split name {split!r} is not a plain word: use letters, digits, - and _")
+    store.manifest()  # raises, if it is of another program
+
+
+def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
+    """The one path by which records come to be."""
+    _check_examples(listing, target)
+    listing = _in_known_classes(listing, target)
+    shards = _plan_shards(sorted(listing.examples, key=_shuffled_order), target)
+    plan = _plan_digest(shards, listing, target)
+    if there := _same_split(target, plan):
+        warn(f"{target.store.out} has split {target.split!r} of these images already: it is kept")
+        return there
+    job = Job(
+        target.store,
+        target.scratch,
+        target.reencode or (lambda image: image),
+        target.num_threads,
+        f"preparing {target.split}",
+    )
+    written = write_shards(shards, job, plan)
+    entry = {**_split_entry(written, listing, target), "plan": plan}
+    if not entry["num_examples"]:
+        discard(job)
+    _check_skipped(entry, len(listing.examples))
+    manifest = _manifest_with_classes(listing, target)
+    manifest["splits"][target.split] = entry
+    target.store.put_manifest(manifest, target.scratch / UNFINISHED)
+    shutil.rmtree(target.scratch)
+    return entry
+
+
+def _same_split(target: Target, plan: str) -> dict[str, Any] | None:
+    """The entry of the split, if it is there and whole; None if there is none of that name.
+
+    Raises UserError if it is of other images, or prepared in another way.
+    """
+    entry = ((target.store.manifest() or {}).get("splits") or {}).get(target.split)
+    if entry is None:
+        return None
+    if entry.get("plan") != plan:
+        raise UserError(
+            f"{target.store.out} already has a split {target.split!r}, of other images or with "
+            "other options: choose another --out or --split"
+        )
+    whole = all(target.store.size(shard["file"]) == shard["bytes"] for shard in entry["shards"])
+    return entry if whole else None
+
+
+def _check_examples(listing: Listing, target: Target) -> None:
+    number = len(listing.examples)
+    if not number:
+        raise UserError(f"no images for split {target.split!r}: give at least one")
+    if target.num_shards is not None and not 1 <= target.num_shards <= number:
+        raise UserError(f"--shards={target.num_shards} for {number} images: choose 1 to {number}")
+    allowed = range(len(listing.classes)) if listing.classes else (None,)
+    for example in listing.examples:
+        if example.label not in allowed:
+            raise UserError(
+                f"{example.name} has label {example.label} of {len(listing.classes)} classes: "
+                "label all images or none, and name every class"
+            )
+
+
+def _in_known_classes(listing: Listing, target: Target) -> Listing:
+    """The listing with the labels that its classes have in the splits that are there."""
+    known = (target.store.manifest() or {}).get("classes")
+    if not known or not listing.classes:
+        return listing
+    labels = labels_in(known, listing.classes, target.split, target.store.out)
+    examples = [replace(each, label=labels[each.label]) for each in listing.examples]
+    return replace(listing, examples=examples, classes=tuple(known))
+
+
+def _manifest_with_classes(listing: Listing, target: Target) -> dict[str, Any]:
+    """dataset.json as it is, or a new one, with the classes of this split."""
+    empty = {"format": FORMAT, "version": VERSION, "name": target.store.name}
+    manifest = target.store.manifest() or {**empty, "classes": [], "splits": {}}
+    if listing.classes and manifest["classes"] not in ([], list(listing.classes)):
+        raise UserError(
+            f"{target.store.out} has got other classes meanwhile: give the same command again"
+        )
+    manifest["classes"] = list(listing.classes) or manifest["classes"]
+    return manifest
+
+
+def _shuffled_order(example: Example) -> tuple[bytes, str]:
+    """Sorts by a hash of the name: an order that is fixed, and mixes the classes.
+
+    So each shard, and each run of neighbouring records, is a fair sample of the whole: a set
+    may be cut short, or read with little shuffling. No random generator's version matters.
+    """
+    name = example.name.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(name).digest(), example.name
+
+
+def _plan_shards(examples: Sequence[Example], target: Target) -> list[Shard]:
+    total = sum(example.size for example in examples)
+    number = target.num_shards or default_num_shards(total, len(examples))
+    ends = [len(examples) * (k + 1) // number for k in range(number)]
+    return [
+        Shard(f"{target.split}-{k:05d}-of-{number:05d}.array_record", examples[start:end])
+        for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+
+
+def _plan_digest(shards: Sequence[Shard], listing: Listing, target: Target) -> str:
+    """Of all that decides the bytes of the shards, as far as it is known before reading."""
+    digest = hashlib.sha256(repr((VERSION, listing.classes, target.reencode)).encode())
+    for shard in shards:
+        digest.update(shard.file.encode())
+        for example in shard.examples:
+            digest.update(repr((example.name, example.label, example.size)).encode())
+    return digest.hexdigest()
+
+
+def _split_entry(written: Sequence[Written], listing: Listing, target: Target) -> dict[str, Any]:
+    skipped = [item for shard in written for item in shard.skipped]
+    counts = sum((Counter(shard.counts) for shard in written), Counter())
+    # Of the records' hashes: the same for any number of shards, and each shard can be hashed
+    # on its own.
+    digests = "".join(digest for shard in written for digest in shard.digests)
+    shards = [
+        {"file": shard.file, "num_records": shard.num_records, "bytes": shard.bytes}
+        for shard in written
+    ]
+    per_class = [counts[str(label)] for label in range(len(listing.classes))]
+    return {
+        "num_examples": sum(shard.num_records for shard in written),
+        "labelled": bool(listing.classes),
+        "bytes": sum(shard.bytes for shard in written),
+        "fingerprint": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
+        "examples_per_class": [min(per_class), max(per_class)] if per_class else None,
+        "reencode": asdict(target.reencode) if target.reencode else None,
+        "num_ignored": sum(listing.left_out.counts.values()),
+        "num_skipped": len(skipped),
+        "skipped": skipped[:MAX_LISTED_SKIPS],
+        "shards": shards,
+    }
+
+
+def _check_skipped(entry: dict[str, Any], number: int) -> None:
+    """Tells the images that were left out, in a line for each kind of reason."""
+    if not entry["num_skipped"]:
+        return
+    skipped = entry["skipped"]
+    if not entry["num_examples"]:
+        first = "{name}: {reason}".format(**skipped[0])
+        raise UserError(f"none of {number} images is usable: {first}")
+    kinds, reasons = LeftOut(), {}
+    for item in skipped:  # numbers and names in a reason make no kind of their own
+        kind = re.sub(r"'[^']*'|\d+", "", item["reason"])
+        kinds.add(reasons.setdefault(kind, item["reason"]), item["name"])
+    warn(f"{entry['num_skipped']:,} of {number:,} images are left out; {MANIFEST} lists them")
+    for line in kinds.lines():
+        warn(f"left out: {line}")

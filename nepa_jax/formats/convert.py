@@ -1,0 +1,393 @@
+"""One engine that applies a format's table both ways and reports every name that does not fit."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from nepa_jax.base.errors import UserError
+from nepa_jax.base.threads import ordered_map
+from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.arrays import SavedArray
+from nepa_jax.formats.files import FLOATS, ArrayLike, equal
+from nepa_jax.formats.tables import Format
+from nepa_jax.models.posemb import sincos_table
+from nepa_jax.models.vit import ViTConfig
+
+Arrays = Mapping[str, ArrayLike]
+Leaf = np.ndarray | jax.Array | SavedArray  # a parameter of ours
+LARGE_BYTES = 2**26  # what is converted in several threads is smaller
+
+
+class Operation(NamedTuple):
+    """To their layout; and back, given the shape of ours."""
+
+    export: Callable[[np.ndarray], np.ndarray]
+    restore: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """An array in the order of its axes; jax transposes twice as fast as NumPy."""
+    if array.flags.c_contiguous:
+        return array
+    return np.asarray(jax.device_put(array, jax.local_devices()[0]))
+
+
+def _restore_reshaped(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return theirs.reshape(shape)
+
+
+def _restore_transposed(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return contiguous(theirs.T).reshape(shape)
+
+
+def _restore_patches(theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.pad(theirs.reshape(-1, shape[-1]), ((1, 0), (0, 0)))
+
+
+def operations(patch_size: int) -> dict[str, Operation]:
+    """The closed set. Ours: kernels [in …, out …]; PyTorch's: weights [out, in] with y = x Wᵀ + b.
+
+    A patch kernel is [P·P·C, D] here, [D, C, P, P] in PyTorch and [P, P, C, D] in Flax.
+    """
+    p = patch_size
+    return {
+        "same": Operation(lambda a: a, _restore_reshaped),
+        "flat": Operation(lambda a: a.reshape(-1), _restore_reshaped),
+        "token": Operation(lambda a: a.reshape(1, 1, -1), _restore_reshaped),
+        "table": Operation(lambda a: a[None], _restore_reshaped),
+        "patch_table": Operation(lambda a: a[None, 1:], _restore_patches),
+        "linear": Operation(lambda a: a.reshape(a.shape[0], -1).T, _restore_transposed),
+        "linear_heads": Operation(lambda a: a.reshape(-1, a.shape[-1]).T, _restore_transposed),
+        "conv": Operation(
+            lambda a: a.reshape(p, p, -1, a.shape[-1]).transpose(3, 2, 0, 1),
+            lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape),
+        ),
+        "conv_flax": Operation(lambda a: a.reshape(p, p, -1, a.shape[-1]), _restore_reshaped),
+    }
+
+
+class Entry(NamedTuple):
+    """One array of theirs: the slice of ours that it holds."""
+
+    theirs: str
+    ours: str
+    index: tuple[Any, ...]
+    operation: Operation
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """Of theirs, from the shape of our whole leaf; allocates nothing."""
+        return self.operation.export(np.broadcast_to(np.float32(0), ours)[self.index]).shape
+
+    def counted_from(self, layer: int) -> "Entry":
+        """Of a stack that begins with this layer."""
+        return self._replace(index=(self.index[0] - layer, *self.index[1:]))
+
+
+class Misfit(NamedTuple):
+    """An array of another shape than the model's."""
+
+    name: str
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+@dataclass
+class Report:
+    """How two sets of names fit."""
+
+    mapped: list[tuple[str, str]] = field(default_factory=list)  # (theirs, ours)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[Misfit] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # name, dtype
+
+    @property
+    def complete(self) -> bool:
+        """Every name on both sides found its partner."""
+        return not (self.missing or self.unexpected or self.misshapen or self.unreadable)
+
+    def require_complete(self, source: str) -> None:
+        """Raises UserError unless complete."""
+        problems = [f"missing {name}" for name in self.missing]
+        problems += [f"unexpected {name}" for name in self.unexpected]
+        self._raise(source, self._array_problems() + problems)
+
+    def require_arrays(self, source: str) -> None:
+        """Raises UserError if an array has another shape or is of no use: nothing mends that."""
+        self._raise(source, self._array_problems())
+
+    def _array_problems(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for name, dtype in self.unreadable:
+            names.setdefault(dtype, []).append(name)
+        dtypes = [
+            f"{len(found)} arrays, such as {found[0]}, are of dtype {dtype}, and weights must be "
+            + ", ".join(FLOATS)
+            for dtype, found in names.items()
+        ]
+        return dtypes + [
+            f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen
+        ]
+
+    def _raise(self, source: str, problems: list[str]) -> None:
+        if problems:
+            shown = "; ".join(problems[:8]) + (
+                f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            )
+            raise UserError(f"{source} does not fit the model: {shown}")
+
+
+# Ours to theirs
+
+
+def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
+    """A model's parameters under their names and layouts, float32, contiguous.
+
+    Raises:
+        UserError: the format has no place for one of the parameters.
+    """
+    return dict(stream_arrays(model, table))
+
+
+def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
+    """The same one array after the other. Weights on disk are read as they are needed.
+
+    Raises:
+        Damaged: a weight on disk is not what was saved.
+    """
+    fixed = {name: constant.values() for name, constant in constants(model, table).items()}
+    leaves = named_leaves(model) | fixed
+    if not table.class_position:
+        leaves = fold_class_position(leaves)
+    pieces = [
+        piece
+        for name, parts in _by_leaf(model, table).items()
+        for piece in _pieces(leaves[name], parts)
+    ]
+    small = all(piece.nbytes <= LARGE_BYTES for piece in pieces)
+    for exported in ordered_map(_Piece.exported, pieces, num_threads=3 if small else 1):
+        yield from exported
+
+
+class _Piece(NamedTuple):
+    """Consecutive rows of one of our leaves, and the entries whose indices count from the first."""
+
+    leaf: Leaf
+    rows: slice
+    parts: list[Entry]
+
+    @property
+    def nbytes(self) -> int:
+        start, stop, _ = self.rows.indices(self.leaf.shape[0])
+        return (stop - start) * math.prod(self.leaf.shape[1:]) * self.leaf.dtype.itemsize
+
+    def exported(self) -> list[tuple[str, np.ndarray]]:
+        values = np.asarray(self.leaf[self.rows], np.float32)
+        return [
+            (part.theirs, contiguous(part.operation.export(values[part.index])))
+            for part in self.parts
+        ]
+
+
+def _pieces(leaf: Leaf, parts: list[Entry]) -> Iterator[_Piece]:
+    """Of a stack of layers on disk those layers that are read together; else the whole leaf."""
+    if not (isinstance(leaf, SavedArray) and isinstance(parts[0].index[0], int)):
+        yield _Piece(leaf, slice(None), parts)
+        return
+    for start in range(0, leaf.shape[0], leaf.rows_together):
+        layers = range(start, start + leaf.rows_together)
+        inside = [part.counted_from(start) for part in parts if part.index[0] in layers]
+        yield _Piece(leaf, slice(start, layers.stop), inside)
+
+
+def array_shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what :func:`stream_arrays` gives, in its order."""
+    shapes = _shapes(model, table)
+    return {entry.theirs: entry.shape(shapes[entry.ours]) for entry in entries(model, table)}
+
+
+def fold_class_position(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the class token's own position to the token: the same sum."""
+    token = np.asarray(leaves["vit/cls_token"]) + np.asarray(leaves["vit/pos_embed"])[0]
+    return {**leaves, "vit/cls_token": token}
+
+
+# Theirs to ours
+
+
+def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str) -> nnx.Module:
+    """The model (its leaves may be shapes alone) with parameters taken from their arrays.
+
+    Raises:
+        UserError: a name is missing, unexpected or of another shape; ``source`` says where.
+    """
+    compare(model, table, arrays).require_complete(source)
+    return jax.tree.map(np.asarray, fill(model, table, arrays))
+
+
+def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
+    """The model with what the arrays have, made by np.asarray; others keep their own value."""
+    parts = _by_leaf(model, table)
+
+    def filled(name: str, leaf: Any) -> Any:
+        complete = all(entry.theirs in arrays for entry in parts[name])
+        return _Filled(leaf.shape, parts[name], arrays) if complete else leaf
+
+    leaves = {name: filled(name, leaf) for name, leaf in named_leaves(model).items()}
+    return with_leaves(model, leaves)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """One of our leaves, which np.asarray makes of all of theirs that are parts of it."""
+
+    shape: tuple[int, ...]
+    parts: list[Entry]
+    arrays: Arrays
+    dtype = np.dtype(np.float32)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        target = _empty(self.shape)
+
+        def fill_in(entry: Entry) -> None:
+            part = target[entry.index]
+            theirs = np.asarray(self.arrays[entry.theirs])
+            part[...] = entry.operation.restore(theirs, part.shape)
+
+        for _ in ordered_map(fill_in, self.parts, num_threads=2):
+            pass
+        return target
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """At an address that jax takes over on CPUs; others it copies."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:
+    """Lists which names fit, without reading any but those that are constants here."""
+    shapes, fixed = _shapes(model, table), constants(model, table)
+    wanted = {entry.theirs: entry for entry in entries(model, table)}
+    report = Report(unexpected=sorted(set(arrays) - set(wanted)))
+    for name, entry in wanted.items():
+        shape = entry.shape(shapes[entry.ours])
+        if name not in arrays:
+            report.missing += [] if entry.ours in fixed else [name]
+        elif tuple(arrays[name].shape) != shape:
+            report.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
+        elif str(arrays[name].dtype) not in FLOATS:
+            report.unreadable.append((name, str(arrays[name].dtype)))
+        elif entry.ours in fixed and not equal(
+            arrays[name], entry.operation.export(fixed[entry.ours].values()[entry.index])
+        ):
+            report.unexpected.append(f"{name} (other than the constant this model has there)")
+        else:
+            report.mapped.append((name, entry.ours))
+    return report
+
+
+# Both ways
+
+
+def entries(model: nnx.Module, table: Format) -> list[Entry]:
+    """Every array of theirs that this model's parameters and constants become.
+
+    Raises:
+        UserError: one of them has no rule.
+    """
+    shapes = _shapes(model, table)
+    rules = {rule.ours: rule for rule in table.rules}
+    homeless = sorted(set(shapes) - set(rules))
+    if homeless:
+        raise UserError(
+            f"format {table.name!r} has no place for {', '.join(homeless)}; choose another format"
+        )
+    known = operations(model.vit.config.patch_size)
+    return [
+        Entry(theirs, name, index, known[rules[name].operation])
+        for name, shape in shapes.items()
+        for theirs, index in _slices(rules[name].theirs, shape, table.qkv)
+    ]
+
+
+def _by_leaf(model: nnx.Module, table: Format) -> dict[str, list[Entry]]:
+    parts: dict[str, list[Entry]] = {}
+    for entry in entries(model, table):
+        parts.setdefault(entry.ours, []).append(entry)
+    return parts
+
+
+def _slices(
+    theirs: str, shape: tuple[int, ...], qkv: tuple[str, str, str]
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """Their names and the index into ours of each: layers in front, q/k/v third from the end."""
+    layers = range(shape[0]) if "{layer}" in theirs else [slice(None)]
+    parts = list(enumerate(qkv)) if "{qkv}" in theirs else [(slice(None), "")]
+    return [
+        (
+            theirs.format(layer=layer, qkv=name),
+            (layer, ..., part, slice(None), slice(None)) if name else (layer,),
+        )
+        for layer in layers
+        for part, name in parts
+    ]
+
+
+def _shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(leaf.shape)
+        for name, leaf in (named_leaves(model) | constants(model, table)).items()
+    }
+
+
+class Constant(NamedTuple):
+    """What is no parameter here but an array there; made when asked for, as it may be large."""
+
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+
+def constants(model: nnx.Module, table: Format) -> dict[str, Constant]:
+    """Fixed positions, and q/k-norms left plain."""
+    written_out = table.full_qk_norms and model.vit.config.qk_norm
+    return fixed_positions(model) | (plain_norms(model.vit.config) if written_out else {})
+
+
+def fixed_positions(model: nnx.Module) -> dict[str, Constant]:
+    """The sine-cosine tables [1 + N, D] of a model, with a zero row for the class token."""
+    owners = {"vit": model.vit} if model.vit.config.posemb == "sincos" else {}
+    if hasattr(model, "decoder"):
+        owners["decoder"] = model.decoder
+    grid, tokens = model.vit.config.grid, 1 + model.vit.config.num_patches
+    return {
+        f"{name}/pos_embed": Constant(
+            (tokens, owner.config.embed_dim),
+            partial(_class_and_sincos, grid, owner.config.embed_dim),
+        )
+        for name, owner in owners.items()
+    }
+
+
+def _class_and_sincos(grid: tuple[int, int], dim: int) -> np.ndarray:
+    return np.pad(sincos_table(grid, dim), ((1, 0), (0, 0)))
+
+
+def plain_norms(config: ViTConfig) -> dict[str, Constant]:
+    """What our q/k-norms lack, [depth, head_dim] each, at the values that change nothing."""
+    shape = (config.depth, config.head_dim)
+    plain = {} if config.has_qk_norm_bias else {"bias": np.zeros}
+    plain |= {} if config.qk_norm_affine else {"scale": np.ones}
+    return {
+        f"vit/blocks/attn/{norm}/{part}": Constant(shape, partial(make, shape, np.float32))
+        for norm in ("q_norm", "k_norm")
+        for part, make in plain.items()
+    }

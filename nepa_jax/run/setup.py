@@ -1,0 +1,288 @@
+"""Everything of a run that is settled before its first step, and what surrounds the loop."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import nepa_jax
+from nepa_jax import config as configs
+from nepa_jax.base.errors import UserError, writing
+from nepa_jax.base.waiting import attended, told
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.saving import Checkpoints, check_same_run, config_changes
+from nepa_jax.data.loader import Loader
+from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
+from nepa_jax.loading import load_onto
+from nepa_jax.mesh import batch_sharding, host_part, make_mesh, mesh_problems
+from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.run.goodput import Goodput
+from nepa_jax.run.hooks import (
+    CheckpointHook,
+    Hook,
+    MetricsHook,
+    ProfileHook,
+    ProfileRequest,
+    WatchdogHook,
+    check_end,
+    skip_guard,
+)
+from nepa_jax.run.lock import WorkdirLock
+from nepa_jax.run.memory import fitting, memory_is_told, require_room
+from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
+from nepa_jax.run.report import NoReport, Report, Reports
+from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
+from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
+
+
+class Feed(Protocol):
+    """What the loop takes its batches from; see train.DeviceBatches."""
+
+    waited_s: float  # for data, in all
+
+
+@dataclass
+class Run:
+    """Everything of a run that is settled before the first step."""
+
+    config: ConfigDict  # resolved
+    objective: Objective
+    loader: Loader
+    mesh: Mesh
+    workdir: Path
+    checkpoints: Checkpoints
+    provenance: Provenance
+    goodput: Goodput
+    lock: WorkdirLock | None  # of the first host
+
+    def initial_state(self) -> TrainState:
+        """Restored from the newest sound checkpoint, begun with given weights, or initialised.
+
+        Raises:
+            UserError: the checkpoints are of another run, or the weights of another model.
+        """
+        with memory_is_told(self.config), told("restoring or initialising the state"):
+            state = self._initial_state()
+        compare_hosts({"step to go on from": str(int(state.step))})
+        if jax.process_index() == 0:
+            with writing(self.workdir):
+                (self.workdir / "config.json").write_text(configs.to_json(self.config))
+                (self.workdir / "DONE").unlink(missing_ok=True)
+        return state
+
+    def _initial_state(self) -> TrainState:
+        target = abstract_state(self.config, self.objective, self.mesh)
+        require_room(target)
+        check = partial(check_same_run, current=self.provenance, workdir=str(self.workdir))
+        with self.goodput.spent("restore"):
+            resumed = self.checkpoints.restore_latest(target, check)
+        if resumed is not None:
+            changes = check(resumed.provenance)
+            with_changes = f", with {'; '.join(changes)}" if changes else ""
+            say(f"resuming at step {int(resumed.state.step)}{with_changes} (from {resumed.origin})")
+            return resumed.state
+        lost = from_first_host(lambda: lost_checkpoints(self.workdir, self.goodput))
+        if lost:
+            raise UserError(lost)
+        state = create_state(self.config, self.objective, self.mesh)
+        source = self._first_weights()
+        return begin_with(source, state, self.config) if source else state
+
+    def _first_weights(self) -> str:
+        """Where the weights of step 0 come from; "" if from the seed."""
+        imported = str(self.workdir) if self.checkpoints.hold_weights() else ""
+        if imported and self.config.run.init_from:
+            raise UserError(
+                f"run.init_from = {self.config.run.init_from}: the workdir {imported} holds imported "
+                "weights already; leave one of them out"
+            )
+        return imported or self.config.run.init_from
+
+    def compiled_update(self, stop: Callable[[], bool]) -> Update:
+        """The update, compiled for this run's shapes before any data is read.
+
+        Raises:
+            UserError: it needs more memory than there is.
+            GivenUp: ``stop`` said so meanwhile.
+        """
+        began = time.perf_counter()
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        with self.goodput.spent("compile"):
+            compiled = attended(
+                partial(fitting, self.config, self._compile, devices), "compiling the step", stop
+            )
+        say(f"compiled the step in {time.perf_counter() - began:.1f} s")
+        return compiled
+
+    def _compile(self, config: ConfigDict) -> Update:
+        state = abstract_state(config, self.objective, self.mesh)
+        update = make_update(config, self.objective, self.mesh)
+        return update.lower(state, self._abstract_batch()).compile()
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        data, sharding = self.loader.config, batch_sharding(self.mesh)
+        images = (data.batch_size, *data.image_size, data.channels)
+        batch = {"image": jax.ShapeDtypeStruct(images, np.uint8, sharding=sharding)}
+        for name in ("row", "label") if self.loader.records.labelled else ("row",):
+            batch[name] = jax.ShapeDtypeStruct(images[:1], np.int32, sharding=sharding)
+        return batch
+
+    @contextmanager
+    def hooks(self, data: Feed, start: int, profile: ProfileRequest) -> Iterator[list[Hook]]:
+        """Logging, guarding, saving, profiling; to be closed in order when the loop ends well."""
+        config, flops = self.config, self.objective.describe(self.config).flops
+        throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
+        guard = skip_guard(config.run.max_skipped_steps, self.loader.shown)
+        self.goodput.begin(start, lambda: data.waited_s)
+        keep = config.checkpoint
+        with (
+            self._reporting(start) as report,
+            WatchdogHook(config.log.watchdog_s) as watchdog,
+        ):
+            yield [
+                MetricsHook(config.log.every_steps, throughput, guard, report),
+                CheckpointHook(
+                    keep.every_steps,
+                    keep.first_minutes,
+                    self.checkpoints,
+                    self.provenance,
+                    self.goodput,
+                ),
+                ProfileHook(self.workdir / "profile", config.log.profile_steps, profile),
+                watchdog,
+            ]
+
+    @contextmanager
+    def _reporting(self, start: int) -> Iterator[Reports]:
+        """What takes the metrics: files and the terminal on the first host, nothing on others."""
+        if jax.process_index() != 0:
+            yield NoReport()
+            return
+        report = Report(self._writers(start), start, self.config.schedule.total_steps, self._facts)
+        try:
+            yield report
+        finally:
+            report.close()
+
+    def _facts(self, step: int) -> Scalars:
+        """What is logged beside the step's own metrics."""
+        self.lock.check()
+        return {
+            **self.loader.stats(),
+            **self.goodput.write(step, self.checkpoints.saved_step),
+        }
+
+    def account(self, step: int) -> None:
+        """Says where the time went."""
+        if jax.process_index() == 0:
+            self.goodput.write(step, self.checkpoints.saved_step)
+            say(f"goodput: {self.goodput.summary()}")
+
+    def mark_done(self, state: TrainState) -> None:
+        """Writes ``WORKDIR/DONE`` after the last step: launchers ask for it.
+
+        Raises:
+            RunDiverged: the last step was thrown away.
+        """
+        step = int(state.step)
+        if step < self.config.schedule.total_steps:
+            return
+        check_end(state)
+        if jax.process_index() == 0:
+            with writing(self.workdir):
+                (self.workdir / "DONE").write_text(f"{step}\n")
+
+    def _writers(self, start: int) -> list[Writer]:
+        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start)]
+        if self.config.log.tensorboard:
+            writers.append(TensorBoardWriter(self.workdir / "tensorboard", start))
+        return writers
+
+
+def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
+    """Checks everything that can be wrong, opens data and workdir, and says what will be done.
+
+    Raises:
+        UserError: a mistake in the config, the data set or the workdir; or the hosts differ.
+    """
+    objective = load_objective(config.objective.name)
+    checks = [partial(mesh_problems, num_devices=jax.device_count())]
+    checks += [objective.problems] if hasattr(objective, "problems") else []
+    configs.validate(config, *checks)
+    folder = writable_folder(workdir)
+    lock = stack.enter_context(WorkdirLock(folder)) if jax.process_index() == 0 else None
+    keep_compiled_programs()
+    goodput = Goodput(folder / "goodput.json")
+    mesh = make_mesh(config)
+    part = host_part(mesh)
+    loader = stack.enter_context(Loader(configs.loader_config(config), part.index, part.count))
+    resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
+    if hasattr(objective, "data_problems"):
+        configs.refuse(objective.data_problems(resolved, loader.records))
+    keep = resolved.checkpoint
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
+    provenance = Provenance.of(resolved, loader.fingerprint)
+    compare_hosts(facts(resolved, loader.fingerprint))
+    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance, goodput, lock)
+    announce(run)
+    return run
+
+
+def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:
+    """What all hosts must hold alike."""
+    keys = {f"config.{key}": str(value) for key, value in configs.flat_keys(config).items()}
+    return keys | {
+        "the data set's fingerprint": fingerprint[:12],
+        "nepa_jax's source": source_digest(),
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+    }
+
+
+def source_digest() -> str:
+    """A hash of the package's own files: tells a host with other code."""
+    package = Path(nepa_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def begin_with(path: str, state: TrainState, config: ConfigDict) -> TrainState:
+    """The state of step 0 with the weights at ``path``; the average begins with them too.
+
+    Raises:
+        UserError: there are none, or they do not fit.
+    """
+    loaded = load_onto(path, state.model)
+    changes = config_changes(loaded.config, config)
+    model_changes = [change for key, change in changes.items() if key.startswith("model.")]
+    with_changes = f", with {'; '.join(model_changes)}" if model_changes else ""
+    say(f"starting from the weights of {path}: step 0, fresh optimizer{with_changes}")
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.model)
+    return replace(state, model=loaded.model, ema=ema)
+
+
+def announce(run: Run) -> None:
+    """Prints what the run will do."""
+    config, facts = run.config, run.objective.describe(run.config)
+    say(
+        f"{config.objective.name.rpartition('.')[2]}: {facts.parameters:,} parameters, {facts.tokens} tokens, "
+        f"{facts.flops / 1e9:,.1f} GFLOP per image and step; {config.run.dtype} products on "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    )
+    say(
+        f"data: {config.data.path}, {run.loader.num_examples:,} images; batch {config.data.batch_size}, "
+        f"{config.schedule.total_steps:,} steps; lr {config.optim.lr:.3g}"
+    )
+    say(f"workdir: {run.workdir}")

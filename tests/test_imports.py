@@ -1,138 +1,123 @@
-"""Who may import whom: the design's arrows, read from the source."""
+"""Who may import whom: the table of tests/house.py, read from the source; and what a start loads."""
 
 import ast
 import subprocess
 import sys
-from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import house
 import pytest
+from house import PACKAGE, ROOMS, files, import_graph, imported, may_import, room_of
 
-import nepa_jax
-
-PACKAGE = Path(nepa_jax.__file__).parent
-
-# Package modules that each part must not import, by prefix.
-FORBIDDEN = {
-    "data": ("models", "objectives", "train", "step", "mesh", "export", "evals"),
-    "models": ("data", "objectives", "train", "step", "export", "optim"),
-    "objectives": ("data", "mesh", "train", "step", "export", "optim", "checkpoint"),
-    "step.py": ("data", "train", "checkpoint", "hooks", "export", "evals"),
-    "mesh.py": ("data", "models", "objectives", "step", "train"),
-    "optim.py": ("data", "models", "objectives", "step", "train", "mesh"),
-    "setup.py": ("export", "evals", "visualize", "scaling", "cli", "train"),
-    "train.py": ("export", "evals", "visualize", "scaling", "cli"),
+# Libraries that are one room's affair; the package needs nothing of PyTorch's where it is imported.
+ONLY_IN = {"grain": "data", "orbax": "checkpoint", "tensorstore": "checkpoint"}
+NEVER_AT_THE_TOP = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "tensorboardX",
+    "gcsfs",
+    "pyarrow",
 }
-ONLY_IN = {
-    "grain": ("data",),
-    "orbax": ("checkpoint.py", "saved.py"),
-    "tensorstore": ("saved_array.py",),
-    "torch": ("export/torch_model",),
-    "tensorflow": (),
-}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_MODULES_AT_THE_ROOT = 350, 50, 10
 
 
-def imports(path: Path) -> set[str]:
-    """Modules a file imports, at any depth."""
-    return imports_of(ast.parse(path.read_text()))
+@pytest.mark.parametrize("module", files())
+def test_a_module_imports_only_what_its_room_may(module):
+    if not module:  # the package itself: what users call, imported when they do
+        assert import_graph()[module] == {"base.errors", "loading"}
+        return
+    room = room_of(module)
+    assert room, f"{module} stands in no room of the table in tests/house.py"
+    for target in import_graph()[module]:
+        to = room_of(target)
+        allowed = to == room or to in may_import(room) or (module, target) == ("cli", "")
+        assert allowed, f"{module} imports {target or 'the whole package'}"
 
 
-def imports_of(tree: ast.AST) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_a_module_that_others_may_have_without_its_room_has_no_more_than_them():
+    """``data.settings`` is open to the config; so nothing else of its room may come with it."""
+    for name in (name for name in ROOMS if "." in name):
+        reached, todo = set(), [name]
+        while todo:
+            new = import_graph()[todo.pop()] - reached
+            reached |= new
+            todo += new
+        assert {room_of(module) for module in reached} <= may_import(name)
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def test_no_import_goes_in_a_circle():
+    list(TopologicalSorter(import_graph()).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_it_may(path):
-    place = path.relative_to(PACKAGE).as_posix()
-    forbidden = next((names for part, names in FORBIDDEN.items() if place.startswith(part)), ())
-    for module in imports(path):
-        inner = module.removeprefix("nepa_jax.").split(".")[0]
-        assert not (module.startswith("nepa_jax.") and inner in forbidden), (
-            f"{place} imports {module}"
-        )
-        top = module.split(".")[0]
-        if top in ONLY_IN and not place.startswith(ONLY_IN[top]):
-            assert _inside_function(path, top), f"{place} imports {top}"
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_one_rooms_affair(library):
+    for module, path in files().items():
+        names = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert library not in names or f"{module}.".startswith(f"{ONLY_IN[library]}."), module
 
 
-# Ways out of a room that are meant: they are not followed any further.
-OPEN = {("config", "data"), ("models.layers", "mesh"), ("loading", "export")}
+def test_what_an_installation_may_lack_is_imported_where_it_is_asked_for():
+    for module, path in files().items():
+        outside = ast.Module([n for n in ast.parse(path.read_text()).body if not is_code(n)], [])
+        assert not {name.split(".")[0] for name in imported(outside)} & NEVER_AT_THE_TOP, module
 
 
-def module_of(path: Path) -> str:
-    """A file's dotted name below the package; a room's ``__init__`` is the room."""
-    dotted = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return dotted.removesuffix(".__init__")
+def is_code(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
-def outer_imports(path: Path) -> set[str]:
-    """Modules of the package that are loaded with a file, by their names below it."""
-    tree = ast.parse(path.read_text())
-    tree.body = [
-        node
-        for node in tree.body
-        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
-        and not isinstance(node, ast.FunctionDef | ast.ClassDef)
-    ]
-    names = {name for name in imports_of(tree) if name.startswith("nepa_jax.")}
-    return {name.removeprefix("nepa_jax.") for name in names} & {*map(module_of, FILES)}
+def test_the_picture_shows_what_is_imported():
+    assert house.PICTURE.read_text() == house.drawn(), "draw it anew: python tests/house.py"
 
 
-@cache
-def import_graph() -> dict[str, set[str]]:
-    return {module_of(path): outer_imports(path) for path in FILES}
+# Sizes
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_nothing_that_may_not_be_imported_is_reached_through_others(part):
-    graph = import_graph()
-    rooms = {name: name.split(".")[0] for name in graph}
-    assert all(any(rooms[to] == room for to in graph[name]) for name, room in OPEN)
-    todo = [(module_of(path),) for path in FILES if str(path.relative_to(PACKAGE)).startswith(part)]
-    seen = {way[0] for way in todo}
-    while todo:
-        way = todo.pop()
-        for name in graph[way[-1]] - seen:
-            if (way[-1], rooms[name]) not in OPEN:
-                assert rooms[name] not in FORBIDDEN[part], " > ".join((*way, name))
-                seen.add(name)
-                todo.append((*way, name))
+def test_a_newcomer_finds_few_modules_at_the_root():
+    modules = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(modules) <= MOST_MODULES_AT_THE_ROOT, modules
 
 
-def _inside_function(path: Path, top: str) -> bool:
-    """torch may be imported late by a function; nothing else may."""
-    outer = ast.parse(path.read_text()).body
-    names = {alias.name for node in outer if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in outer if isinstance(node, ast.ImportFrom) and node.module}
-    return top == "torch" and not any(name.split(".")[0] == top for name in names)
+def functions(path: Path) -> dict[str, int]:
+    """The number of lines of every function in a file."""
+    return {
+        f"{path.relative_to(PACKAGE)}: {node.name}": node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+@pytest.mark.parametrize("path", files().values(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_and_its_functions_are_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    long = {k: n for k, n in functions(path).items() if n > MOST_LINES_OF_A_FUNCTION}
+    assert not long
+
+
+# Who knows what
 
 
 def test_mesh_axes_are_named_in_one_place():
-    for path in FILES:
-        if path.name not in ("mesh.py",):
-            assert "PartitionSpec" not in path.read_text(), (
-                f"{path} places arrays on mesh axes itself"
-            )
+    for module, path in files().items():
+        if module != "mesh":
+            assert "PartitionSpec" not in path.read_text(), f"{module} places arrays on axes itself"
 
 
 def test_models_know_of_the_mesh_only_how_to_name_an_activations_axes():
     for path in (PACKAGE / "models").glob("*.py"):
-        from_mesh = {name for name in imports(path) if name.startswith("nepa_jax.mesh.")}
-        assert from_mesh <= {"nepa_jax.mesh.constrain"}, path
+        names = imported(ast.parse(path.read_text()))
+        assert {n for n in names if n.startswith("nepa_jax.mesh.")} <= {"nepa_jax.mesh.constrain"}
+
+
+# What a start loads
 
 
 def loaded(code: str, *arguments: str) -> set[str]:
-    """The packages that a fresh Python has loaded after some code."""
-    code += "\nprint('loaded', *{name.split('.')[0] for name in sys.modules})"
+    """The modules that a fresh Python has loaded after some code."""
+    code += "\nprint('loaded', *sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=PACKAGE.parent, capture_output=True, text=True, check=True,
@@ -167,15 +152,9 @@ def test_help_and_mistakes_are_answered_without_jax(code, arguments):
     assert not loaded(VERB, str(code), *arguments) & {"jax", "flax", "orbax", "grain", "cv2"}
 
 
-def test_training_loads_nothing_of_plots_and_of_other_libraries():
-    strangers = {
-        "matplotlib",
-        "skimage",
-        "sklearn",
-        "torch",
-        "transformers",
-        "timm",
-        "tensorboardX",
-    }
+def test_training_loads_no_formats_verbs_or_plots():
     found = loaded("import sys, nepa_jax.train")
-    assert "jax" in found and not found & strangers
+    assert "jax" in found and not found & {"matplotlib", "skimage", "sklearn", *NEVER_AT_THE_TOP}
+    rooms = {room_of(name.removeprefix("nepa_jax.")) for name in found if "nepa_jax." in name}
+    assert "checkpoint" in rooms
+    assert not rooms & {"formats", "export", "visualize", "demo", "bench", "cli"}

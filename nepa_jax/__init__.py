@@ -14,12 +14,12 @@ the command line: ``nepa-jax --help``.
 from typing import TYPE_CHECKING
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.base.version import __version__
 
 if TYPE_CHECKING:
     from nepa_jax.loading import Loaded
 
 __all__ = ["UserError", "__version__", "load"]
-__version__ = "0.1.0"
 
 
 def load(

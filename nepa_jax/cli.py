@@ -292,7 +292,7 @@ def print_versions() -> None:
     """Ours, Python's and those of the libraries that compute, read and save; devices are not touched."""
     from importlib.metadata import version
 
-    from nepa_jax import __version__
+    from nepa_jax.base.version import __version__
 
     print(f"nepa-jax {__version__}")
     print(f"python {platform.python_version()} on {platform.platform()}")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import nepa_jax
+from nepa_jax.base.version import __version__
 from nepa_jax.checkpoint.checksums import checksums
 from nepa_jax.config import from_json, to_json
 
@@ -33,7 +33,7 @@ class Provenance:
     @classmethod
     def of(cls, config: ConfigDict, fingerprint: str) -> "Provenance":
         versions = {
-            "nepa_jax": nepa_jax.__version__,
+            "nepa_jax": __version__,
             "jax": jax.__version__,
             "orbax": version("orbax-checkpoint"),
         }

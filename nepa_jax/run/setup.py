@@ -4,18 +4,17 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import nepa_jax
 from nepa_jax import config as configs
 from nepa_jax.base.errors import UserError, writing
 from nepa_jax.base.waiting import attended, told
@@ -94,9 +93,9 @@ class Run:
         lost = from_first_host(lambda: lost_checkpoints(self.workdir, self.goodput))
         if lost:
             raise UserError(lost)
-        state = create_state(self.config, self.objective, self.mesh)
         source = self._first_weights()
-        return begin_with(source, state, self.config) if source else state
+        weights = first_weights(source, target.model, self.config) if source else None
+        return create_state(self.config, self.objective, self.mesh, weights)
 
     def _first_weights(self) -> str:
         """Where the weights of step 0 come from; "" if from the seed."""
@@ -168,7 +167,8 @@ class Run:
         if jax.process_index() != 0:
             yield NoReport()
             return
-        report = Report(self._writers(start), start, self.config.schedule.total_steps, self._facts)
+        total, alarms = self.config.schedule.total_steps, getattr(self.objective, "alarms", ())
+        report = Report(self._writers(start), start, total, self._facts, alarms)
         try:
             yield report
         finally:
@@ -251,26 +251,25 @@ def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:
 
 def source_digest() -> str:
     """A hash of the package's own files: tells a host with other code."""
-    package = Path(nepa_jax.__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def begin_with(path: str, state: TrainState, config: ConfigDict) -> TrainState:
-    """The state of step 0 with the weights at ``path``; the average begins with them too.
+def first_weights(path: str, target: nnx.Module, config: ConfigDict) -> nnx.Module:
+    """The weights at ``path`` for step 0, laid out as the target; a teacher begins with them too.
 
     Raises:
         UserError: there are none, or they do not fit.
     """
-    loaded = load_onto(path, state.model)
+    loaded = load_onto(path, target)
     changes = config_changes(loaded.config, config)
     model_changes = [change for key, change in changes.items() if key.startswith("model.")]
     with_changes = f", with {'; '.join(model_changes)}" if model_changes else ""
     say(f"starting from the weights of {path}: step 0, fresh optimizer{with_changes}")
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, loaded.model)
-    return replace(state, model=loaded.model, ema=ema)
+    return loaded.model
 
 
 def announce(run: Run) -> None:

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.sections import shown
-from nepa_jax.formats.configs import CONFIG_TABLES, MAE, SUPERVISED, known_values, run_config
+from nepa_jax.formats.config_tables import CONFIG_TABLES, MAE, SUPERVISED
+from nepa_jax.formats.configs import known_values, run_config
 from nepa_jax.formats.convert import Arrays
 from nepa_jax.formats.tables import Format
 from nepa_jax.models.sizes import SIZES

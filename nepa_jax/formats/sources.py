@@ -15,7 +15,8 @@ from nepa_jax.base.progress import warn
 from nepa_jax.base.sections import shown
 from nepa_jax.config import apply_overrides, base_config, flat_keys, from_json, model_problems
 from nepa_jax.formats import files
-from nepa_jax.formats.configs import CONFIG_TABLES, DROPOUTS, MAE, SUPERVISED, import_config
+from nepa_jax.formats.config_tables import CONFIG_TABLES, MAE, SUPERVISED
+from nepa_jax.formats.configs import DROPOUTS, import_config
 from nepa_jax.formats.convert import Arrays
 from nepa_jax.formats.files import read_settings
 from nepa_jax.formats.infer import Inferred, infer_config

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,12 +15,12 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.checkpoint.reading import is_checkpoint
 from nepa_jax.checkpoint.weights import load_trained
-from nepa_jax.formats.convert import Misfit, Report
+from nepa_jax.formats.fit import Fit, Misfit
 from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import Choices, open_source
 from nepa_jax.images import ImagesLike, as_batch
 from nepa_jax.models.sizes import image_size
-from nepa_jax.objectives.base import Features, Objective
+from nepa_jax.objectives.base import Features, Objective, encode
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,16 +58,9 @@ class Loaded:
         ):
             raise UserError(f"layer = {layer!r}: give a whole number, or None for all layers")
         batch = as_batch(images, self.config)
-        features = _encode(self.objective, self.model, batch, None if layer is None else int(layer))
+        features = encode(self.objective, self.model, batch, None if layer is None else int(layer))
         patches, cls, grid = jax.tree.map(np.asarray, features)
         return Features(patches, cls, (int(grid[0]), int(grid[1])))
-
-
-@partial(jax.jit, static_argnames=("objective", "layer"))
-def _encode(
-    objective: Objective, model: nnx.Module, images: jax.Array, layer: int | None
-) -> Features:
-    return objective.encode(model, images, layer)
 
 
 def load_onto(path: str, target: nnx.Module) -> Loaded:
@@ -83,7 +75,7 @@ def load_onto(path: str, target: nnx.Module) -> Loaded:
     """
     loaded = _read(path, ema=False, step=None)
     found, wanted = named_leaves(loaded.model), named_leaves(target)
-    shapes = Report(
+    shapes = Fit(
         missing=sorted(wanted.keys() - found.keys()),
         unexpected=sorted(found.keys() - wanted.keys()),
         misshapen=[

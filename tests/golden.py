@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from variants import export_arrays, import_arrays
 
-from nepa_jax.formats.convert import export_arrays, import_arrays
 from nepa_jax.formats.tables import FORMATS
 from nepa_jax.objectives.base import load_objective
 
@@ -52,7 +52,7 @@ class Case:
         config = case_config(self.meta["config"])
         config.model.update(changes)
         shapes = nnx.eval_shape(lambda: self.objective().init_model(config, nnx.Rngs(0)))
-        return import_arrays(shapes, self.table, self.group(prefix), "golden case")
+        return import_arrays(shapes, self.table, self.group(prefix))
 
     def exported(self, tree: nnx.Module) -> dict[str, np.ndarray]:
         """Parameters, or gradients in their shape, under the reference's names."""
@@ -133,6 +133,6 @@ def assert_classifier(case: Case, model: nnx.Module, pooled: str) -> None:
         "label": jnp.asarray(case.arrays["input.labels"]),
     }
     grad = jax.jit(jax.value_and_grad(case.objective().loss, has_aux=True))
-    (loss, _), grads = grad(model, batch, jax.random.key(0))
+    (loss, _), grads = grad(model, None, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, case.arrays["out.loss"], atol=LOSS_ATOL)
     assert_gradients(case, grads)

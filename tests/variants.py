@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,6 +11,7 @@ from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.config import base_config
+from nepa_jax.formats.convert import compare, fill, stream_arrays
 from nepa_jax.objectives.base import load_objective
 
 NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)
@@ -77,6 +79,17 @@ def make_model(config, seed=0):
         for k, leaf in named_leaves(shapes).items()
     }
     return with_leaves(shapes, leaves)
+
+
+def export_arrays(model, table):
+    """A model's parameters under a format's names and layouts."""
+    return dict(stream_arrays(model, table))
+
+
+def import_arrays(model, table, arrays):
+    """The model (its leaves may be shapes alone) with all its parameters taken from a format's arrays."""
+    compare(model, table, arrays).require_complete("arrays")
+    return jax.tree.map(np.asarray, fill(model, table, arrays))
 
 
 def assert_same(ours, theirs):

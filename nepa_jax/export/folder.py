@@ -20,11 +20,12 @@ from nepa_jax.export.own_files import check_place, put
 from nepa_jax.export.resize import resize_model
 from nepa_jax.formats import files
 from nepa_jax.formats.configs import export_config
-from nepa_jax.formats.convert import Report, array_shapes, entries, stream_arrays
+from nepa_jax.formats.convert import array_shapes, entries, stream_arrays
+from nepa_jax.formats.fit import Fit
 from nepa_jax.formats.sources import PROVENANCE, known_format
 from nepa_jax.formats.tables import Format
 from nepa_jax.objectives import encoder
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.objectives.base import abstract_model, load_objective
 from nepa_jax.run.metrics import read_metrics
 
 MAX_PART_BYTES = 5 * 10**9
@@ -40,7 +41,7 @@ class ExportReport:
     out: str
     format: str
     files: list[str]
-    names: Report
+    names: Fit
     provenance: Mapping[str, str]
 
 
@@ -96,16 +97,15 @@ def export(
     return from_newest_sound(path, step, write)
 
 
-def names_of(model: nnx.Module, table: Format) -> Report:
+def names_of(model: nnx.Module, table: Format) -> Fit:
     """Every name pair of an export; nothing can be missing in one."""
-    return Report(mapped=[(entry.theirs, entry.ours) for entry in entries(model, table)])
+    return Fit(mapped=[(entry.theirs, entry.ours) for entry in entries(model, table)])
 
 
 def encoder_alone(model: nnx.Module, config: ConfigDict) -> tuple[nnx.Module, ConfigDict]:
     """The ViT of a model without decoder or head, and its config."""
     alone = encoder.encoder_config(config)
-    objective = load_objective(alone.objective.name)
-    shapes = nnx.eval_shape(lambda: objective.init_model(alone, nnx.Rngs(0)))
+    shapes = abstract_model(load_objective(alone.objective.name).init_model, alone)
     return with_leaves(shapes, named_leaves(model)), alone
 
 

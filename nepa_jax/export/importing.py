@@ -11,7 +11,7 @@ from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.config import to_json
-from nepa_jax.formats.convert import Report
+from nepa_jax.formats.fit import Fit
 from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import FILES_SAY, Choices, Source, open_source
 
@@ -23,7 +23,7 @@ class ImportReport:
     source: str
     format: str
     workdir: str
-    names: Report
+    names: Fit
     config: ConfigDict
 
 

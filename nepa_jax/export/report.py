@@ -9,10 +9,10 @@ from rich.text import Text
 
 from nepa_jax.base.text import printable
 from nepa_jax.export.parity import LARGEST_DIFFERENCE, ParityReport
-from nepa_jax.formats.convert import Report
+from nepa_jax.formats.fit import Fit
 
 
-def print_names(names: Report) -> None:
+def print_names(names: Fit) -> None:
     """Every name pair, layers folded together, then all that did not fit."""
     rows = [
         (Text(printable(theirs)), Text(printable(ours)), str(count))

@@ -7,9 +7,8 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
-from nepa_jax.models.posemb import sincos_table
-from nepa_jax.models.sizes import image_size
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.formats.constants import class_and_sincos
+from nepa_jax.objectives.base import abstract_model, load_objective
 
 # How a library resamples: cubic parameter (-0.75 as PyTorch's bicubic; linear) or antialiasing.
 RESAMPLING = ("bicubic", "bicubic_antialias", "linear")
@@ -39,16 +38,14 @@ def resize_model(
     if config.model.posemb != "none":
         leaves["vit/pos_embed"] = _resized_table(model, leaves, (side // patch,) * 2, rule)
         new.model.posemb = "learned"
-    objective = load_objective(new.objective.name)
-    shapes = nnx.eval_shape(lambda: objective.init_model(new, nnx.Rngs(0)))
-    assert image_size(new) == (side, side)
+    shapes = abstract_model(load_objective(new.objective.name).init_model, new)
     return with_leaves(shapes, leaves), new
 
 
 def _resized_table(model: nnx.Module, leaves: dict, grid: tuple[int, int], rule: str) -> np.ndarray:
     config = model.vit.config
     if config.posemb == "sincos":
-        table = np.pad(sincos_table(config.grid, config.embed_dim), ((1, 0), (0, 0)))
+        table = class_and_sincos(config.grid, config.embed_dim)
     else:
         table = np.asarray(leaves["vit/pos_embed"])
     return np.concatenate([table[:1], resample(table[1:], config.grid, grid, rule)])

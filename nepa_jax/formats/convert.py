@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,10 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.threads import ordered_map
 from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.checkpoint.arrays import SavedArray
+from nepa_jax.formats.constants import constants
 from nepa_jax.formats.files import FLOATS, ArrayLike, equal
+from nepa_jax.formats.fit import Fit, Misfit
 from nepa_jax.formats.tables import Format
-from nepa_jax.models.posemb import sincos_table
-from nepa_jax.models.vit import ViTConfig
 
 Arrays = Mapping[str, ArrayLike]
 Leaf = np.ndarray | jax.Array | SavedArray  # a parameter of ours
@@ -89,76 +88,16 @@ class Entry(NamedTuple):
         return self._replace(index=(self.index[0] - layer, *self.index[1:]))
 
 
-class Misfit(NamedTuple):
-    """An array of another shape than the model's."""
-
-    name: str
-    found: tuple[int, ...]
-    expected: tuple[int, ...]
-
-
-@dataclass
-class Report:
-    """How two sets of names fit."""
-
-    mapped: list[tuple[str, str]] = field(default_factory=list)  # (theirs, ours)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misshapen: list[Misfit] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # name, dtype
-
-    @property
-    def complete(self) -> bool:
-        """Every name on both sides found its partner."""
-        return not (self.missing or self.unexpected or self.misshapen or self.unreadable)
-
-    def require_complete(self, source: str) -> None:
-        """Raises UserError unless complete."""
-        problems = [f"missing {name}" for name in self.missing]
-        problems += [f"unexpected {name}" for name in self.unexpected]
-        self._raise(source, self._array_problems() + problems)
-
-    def require_arrays(self, source: str) -> None:
-        """Raises UserError if an array has another shape or is of no use: nothing mends that."""
-        self._raise(source, self._array_problems())
-
-    def _array_problems(self) -> list[str]:
-        names: dict[str, list[str]] = {}
-        for name, dtype in self.unreadable:
-            names.setdefault(dtype, []).append(name)
-        dtypes = [
-            f"{len(found)} arrays, such as {found[0]}, are of dtype {dtype}, and weights must be "
-            + ", ".join(FLOATS)
-            for dtype, found in names.items()
-        ]
-        return dtypes + [
-            f"{name} has shape {found}, expected {wanted}" for name, found, wanted in self.misshapen
-        ]
-
-    def _raise(self, source: str, problems: list[str]) -> None:
-        if problems:
-            shown = "; ".join(problems[:8]) + (
-                f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            )
-            raise UserError(f"{source} does not fit the model: {shown}")
-
-
 # Ours to theirs
 
 
-def export_arrays(model: nnx.Module, table: Format) -> dict[str, np.ndarray]:
-    """A model's parameters under their names and layouts, float32, contiguous.
+def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
+    """A model's parameters under their names and layouts, float32, contiguous, one after the other.
+
+    Weights on disk are read as they are needed.
 
     Raises:
         UserError: the format has no place for one of the parameters.
-    """
-    return dict(stream_arrays(model, table))
-
-
-def stream_arrays(model: nnx.Module, table: Format) -> Iterator[tuple[str, np.ndarray]]:
-    """The same one array after the other. Weights on disk are read as they are needed.
-
-    Raises:
         Damaged: a weight on disk is not what was saved.
     """
     fixed = {name: constant.values() for name, constant in constants(model, table).items()}
@@ -221,16 +160,6 @@ def fold_class_position(leaves: Mapping[str, Any]) -> dict[str, Any]:
 # Theirs to ours
 
 
-def import_arrays(model: nnx.Module, table: Format, arrays: Arrays, source: str) -> nnx.Module:
-    """The model (its leaves may be shapes alone) with parameters taken from their arrays.
-
-    Raises:
-        UserError: a name is missing, unexpected or of another shape; ``source`` says where.
-    """
-    compare(model, table, arrays).require_complete(source)
-    return jax.tree.map(np.asarray, fill(model, table, arrays))
-
-
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
     """The model with what the arrays have, made by np.asarray; others keep their own value."""
     parts = _by_leaf(model, table)
@@ -273,26 +202,26 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
     return raw[start : start + size].view(np.float32).reshape(shape)
 
 
-def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Report:
+def compare(model: nnx.Module, table: Format, arrays: Arrays) -> Fit:
     """Lists which names fit, without reading any but those that are constants here."""
     shapes, fixed = _shapes(model, table), constants(model, table)
     wanted = {entry.theirs: entry for entry in entries(model, table)}
-    report = Report(unexpected=sorted(set(arrays) - set(wanted)))
+    fit = Fit(unexpected=sorted(set(arrays) - set(wanted)))
     for name, entry in wanted.items():
         shape = entry.shape(shapes[entry.ours])
         if name not in arrays:
-            report.missing += [] if entry.ours in fixed else [name]
+            fit.missing += [] if entry.ours in fixed else [name]
         elif tuple(arrays[name].shape) != shape:
-            report.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
+            fit.misshapen.append(Misfit(name, tuple(arrays[name].shape), shape))
         elif str(arrays[name].dtype) not in FLOATS:
-            report.unreadable.append((name, str(arrays[name].dtype)))
+            fit.unreadable.append((name, str(arrays[name].dtype)))
         elif entry.ours in fixed and not equal(
             arrays[name], entry.operation.export(fixed[entry.ours].values()[entry.index])
         ):
-            report.unexpected.append(f"{name} (other than the constant this model has there)")
+            fit.unexpected.append(f"{name} (other than the constant this model has there)")
         else:
-            report.mapped.append((name, entry.ours))
-    return report
+            fit.mapped.append((name, entry.ours))
+    return fit
 
 
 # Both ways
@@ -346,48 +275,4 @@ def _shapes(model: nnx.Module, table: Format) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(leaf.shape)
         for name, leaf in (named_leaves(model) | constants(model, table)).items()
-    }
-
-
-class Constant(NamedTuple):
-    """What is no parameter here but an array there; made when asked for, as it may be large."""
-
-    shape: tuple[int, ...]
-    values: Callable[[], np.ndarray]
-
-
-def constants(model: nnx.Module, table: Format) -> dict[str, Constant]:
-    """Fixed positions, and q/k-norms left plain."""
-    written_out = table.full_qk_norms and model.vit.config.qk_norm
-    return fixed_positions(model) | (plain_norms(model.vit.config) if written_out else {})
-
-
-def fixed_positions(model: nnx.Module) -> dict[str, Constant]:
-    """The sine-cosine tables [1 + N, D] of a model, with a zero row for the class token."""
-    owners = {"vit": model.vit} if model.vit.config.posemb == "sincos" else {}
-    if hasattr(model, "decoder"):
-        owners["decoder"] = model.decoder
-    grid, tokens = model.vit.config.grid, 1 + model.vit.config.num_patches
-    return {
-        f"{name}/pos_embed": Constant(
-            (tokens, owner.config.embed_dim),
-            partial(_class_and_sincos, grid, owner.config.embed_dim),
-        )
-        for name, owner in owners.items()
-    }
-
-
-def _class_and_sincos(grid: tuple[int, int], dim: int) -> np.ndarray:
-    return np.pad(sincos_table(grid, dim), ((1, 0), (0, 0)))
-
-
-def plain_norms(config: ViTConfig) -> dict[str, Constant]:
-    """What our q/k-norms lack, [depth, head_dim] each, at the values that change nothing."""
-    shape = (config.depth, config.head_dim)
-    plain = {} if config.has_qk_norm_bias else {"bias": np.zeros}
-    plain |= {} if config.qk_norm_affine else {"scale": np.ones}
-    return {
-        f"vit/blocks/attn/{norm}/{part}": Constant(shape, partial(make, shape, np.float32))
-        for norm in ("q_norm", "k_norm")
-        for part, make in plain.items()
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError, in_short
@@ -17,12 +16,12 @@ from nepa_jax.config import apply_overrides, base_config, flat_keys, from_json, 
 from nepa_jax.formats import files
 from nepa_jax.formats.config_tables import CONFIG_TABLES, MAE, SUPERVISED
 from nepa_jax.formats.configs import DROPOUTS, import_config
+from nepa_jax.formats.constants import class_and_sincos
 from nepa_jax.formats.convert import Arrays
 from nepa_jax.formats.files import read_settings
 from nepa_jax.formats.infer import Inferred, infer_config
 from nepa_jax.formats.names import Named, aside_lines, table_names
 from nepa_jax.formats.tables import FORMATS, Format
-from nepa_jax.models.posemb import sincos_table
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Objective, load_objective, saved_objective
 
@@ -348,8 +347,7 @@ def _set_positions(config: ConfigDict, table: Format, arrays: Arrays) -> None:
         return  # told with the other shapes that do not fit
     config.model.posemb = "learned"
     if dim % 4 == 0:
-        expected = np.zeros(array.shape, np.float32)
-        expected[0, table.class_position :] = sincos_table(grid, dim)
+        expected = class_and_sincos(grid, dim)[None, not table.class_position :]
         config.model.posemb = "sincos" if files.equal(array, expected) else "learned"
 
 

@@ -17,7 +17,6 @@ from safetensors.numpy import save_file
 from nepa_jax.base.errors import UserError
 from nepa_jax.config import to_json
 from nepa_jax.formats import files
-from nepa_jax.formats.convert import export_arrays
 from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import open_source
 from nepa_jax.formats.tables import FORMATS
@@ -30,7 +29,7 @@ HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.f
 @pytest.fixture(scope="module")
 def arrays(kit):
     """A MAE under the official names."""
-    return export_arrays(kit.make_model(kit.make_config("mae")), FORMATS["mae"])
+    return kit.export_arrays(kit.make_model(kit.make_config("mae")), FORMATS["mae"])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.config import flat_keys
 from nepa_jax.export.folder import encoder_alone
 from nepa_jax.formats.configs import export_config, import_config
-from nepa_jax.formats.convert import array_shapes, entries, export_arrays, import_arrays
+from nepa_jax.formats.convert import array_shapes, entries
 from nepa_jax.formats.tables import FORMATS
 
 # Format, model, whether the encoder alone.
@@ -35,12 +35,12 @@ def model_of(kit, variant, alone):
 def test_a_table_is_a_bijection_and_bit_exact(kit, name, variant, alone):
     model, _ = model_of(kit, variant, alone)
     table = FORMATS[name]
-    theirs = export_arrays(model, table)
+    theirs = kit.export_arrays(model, table)
     assert len(theirs) == len(entries(model, table)), "two of ours have one name there"
     assert {key: array.shape for key, array in theirs.items()} == array_shapes(model, table)
-    back = import_arrays(model, table, theirs, "test")
+    back = kit.import_arrays(model, table, theirs)
     kit.assert_same(model, back)
-    for key, array in export_arrays(back, table).items():
+    for key, array in kit.export_arrays(back, table).items():
         np.testing.assert_array_equal(array, theirs[key], err_msg=key)
 
 
@@ -79,10 +79,10 @@ def test_the_official_config_comes_back(case):
 
 def test_big_vision_adds_the_class_tokens_position_to_the_token(kit):
     model, table = kit.make_model(kit.make_config("vit_cls")), FORMATS["big_vision"]
-    theirs = export_arrays(model, table)
+    theirs = kit.export_arrays(model, table)
     expected = np.asarray(model.vit.cls_token[...]) + np.asarray(model.vit.pos_embed[...])[0]
     np.testing.assert_array_equal(theirs["params/cls"][0, 0], expected)
-    again = export_arrays(import_arrays(model, table, theirs, "test"), table)
+    again = kit.export_arrays(kit.import_arrays(model, table, theirs), table)
     for key, array in theirs.items():
         np.testing.assert_array_equal(again[key], array, err_msg=key)
 

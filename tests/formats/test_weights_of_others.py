@@ -12,7 +12,6 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.export.folder import encoder_alone
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.formats.configs import export_config
-from nepa_jax.formats.convert import export_arrays
 from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import Choices, open_source
 from nepa_jax.formats.tables import FORMATS
@@ -28,7 +27,7 @@ def made(kit):
         model = kit.make_model(config)
         if alone:
             model, config = encoder_alone(model, config)
-        return export_arrays(model, FORMATS[name]), export_config(config, name), model
+        return kit.export_arrays(model, FORMATS[name]), export_config(config, name), model
 
     return make
 
@@ -235,7 +234,7 @@ def test_two_labels_are_not_written(kit, tmp_path, labels):
     model, theirs = kit.make_model(config), export_config(config, "vit")
     del theirs["num_labels"]
     theirs |= {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}} if labels != 2 else {}
-    path = folder(tmp_path / "d", export_arrays(model, FORMATS["vit"]), theirs)
+    path = folder(tmp_path / "d", kit.export_arrays(model, FORMATS["vit"]), theirs)
     found, config = opened(path)
     same(kit, found, model)
     assert config.objective.num_classes == labels
@@ -409,7 +408,7 @@ def test_images_that_are_not_square_are_given(kit, tmp_path):
     config = kit.make_config("vit_cls")
     config.model.image_size = (8, 16)
     model = kit.make_model(config)
-    path = folder(tmp_path / "d", export_arrays(model, FORMATS["timm"]))
+    path = folder(tmp_path / "d", kit.export_arrays(model, FORMATS["timm"]))
     heads = {"model.num_heads": "2"}
     with pytest.raises(UserError, match="pos_embed has shape"):
         opened(path, "timm", overrides=heads)

@@ -22,8 +22,8 @@ from nepa_jax.formats import files
 from nepa_jax.formats.configs import export_config
 from nepa_jax.formats.convert import array_shapes, entries, stream_arrays
 from nepa_jax.formats.fit import Fit
-from nepa_jax.formats.sources import PROVENANCE, known_format
-from nepa_jax.formats.tables import Format
+from nepa_jax.formats.sources import PROVENANCE
+from nepa_jax.formats.tables import Format, known_format
 from nepa_jax.objectives import encoder
 from nepa_jax.objectives.base import abstract_model, load_objective
 from nepa_jax.run.metrics import read_metrics

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.formats.files import Stored, StoredArray
@@ -24,10 +23,12 @@ def read_pth(path: Path) -> Stored:
     training code saves its options as one.
 
     Raises:
-        UserError: the file holds code or other objects, is damaged, or has no named tensors.
+        UserError: there is no PyTorch; or the file holds code or other objects, is damaged, or has no
+            named tensors.
     """
-    saved = _load(path)
-    arrays = {name: _stored(tensor) for name, tensor in _tensors(saved)}
+    torch = _torch(path)
+    saved = _load(torch, path)
+    arrays = {name: _stored(torch, tensor) for name, tensor in _tensors(torch, saved)}
     if not arrays:
         raise UserError(f"{path}: holds no named tensors; give a file with a state dict")
     metadata = saved.get(METADATA, {})
@@ -35,7 +36,18 @@ def read_pth(path: Path) -> Stored:
     return Stored(arrays, {k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)})
 
 
-def _load(path: Path) -> Any:
+def _torch(path: Path) -> Any:
+    needs = f"{path}: reading {path.suffix} files needs PyTorch"
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{needs}; pip install torch") from None
+    except Exception as error:  # of its own libraries
+        raise UserError(f"{needs}, which cannot be imported here: {in_short(error)}") from None
+    return torch
+
+
+def _load(torch: Any, path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
@@ -53,7 +65,7 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(torch: Any, value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The tensors in dicts in dicts, under their keys joined by dots."""
     if not isinstance(value, Mapping):
         return
@@ -61,10 +73,10 @@ def _tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]
         if isinstance(inner, torch.Tensor):
             yield f"{prefix}{key}", inner
         else:
-            yield from _tensors(inner, f"{prefix}{key}.")
+            yield from _tensors(torch, inner, f"{prefix}{key}.")
 
 
-def _stored(tensor: torch.Tensor) -> StoredArray:
+def _stored(torch: Any, tensor: Any) -> StoredArray:
     dtype = str(tensor.dtype).removeprefix("torch.")
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     name = dtype if plain else f"{dtype} ({tensor.layout} on {tensor.device.type})"

@@ -4,24 +4,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from nepa_jax.base.errors import UserError, in_short
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import warn
 from nepa_jax.base.sections import shown
 from nepa_jax.config import apply_overrides, base_config, flat_keys, from_json, model_problems
-from nepa_jax.formats import files
 from nepa_jax.formats.config_tables import CONFIG_TABLES, MAE, SUPERVISED
 from nepa_jax.formats.configs import DROPOUTS, import_config
 from nepa_jax.formats.constants import class_and_sincos
 from nepa_jax.formats.convert import Arrays
-from nepa_jax.formats.files import read_settings
+from nepa_jax.formats.files import FLOATS, equal, read_settings
 from nepa_jax.formats.infer import Inferred, infer_config
 from nepa_jax.formats.names import Named, aside_lines, table_names
-from nepa_jax.formats.tables import FORMATS, Format
+from nepa_jax.formats.places import find_weights, parse_place, read_weights
+from nepa_jax.formats.tables import FORMATS, Format, known_format
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Objective, load_objective, saved_objective
 
@@ -31,12 +31,6 @@ MODEL_TYPES = {
     "vit_mae": "vit_mae",
     "vit": "vit",
 }  # of Transformers' config.json
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-# The names that libraries look for, in the order in which one is taken.
-WEIGHTS = (
-    files.SAFETENSORS, files.INDEX, files.NPZ,
-    "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
 # Parts of a file that only one objective has: without it they are left aside.
 PARTS = {"decoder": MAE, "head": SUPERVISED, "fc_norm": SUPERVISED}
 
@@ -69,34 +63,6 @@ class Choices:
 
 
 FILES_SAY = Choices()
-
-
-class Place(NamedTuple):
-    """``PATH``, ``PATH#ENTRY`` or ``PATH:FORMAT`` in parts; "" for what is not said."""
-
-    path: Path
-    entry: str
-    format: str
-
-
-def parse_place(text: str) -> Place:
-    """Reads a place; a path that exists is taken as it is."""
-    path, colon, name = text.rpartition(":")
-    if Path(text).exists() or not colon or name not in FORMATS:
-        path, name = text, ""
-    if Path(path).exists():
-        return Place(Path(path), "", name)
-    file, _, entry = path.partition("#")
-    return Place(Path(file), entry, name)
-
-
-def known_format(name: str) -> Format:
-    """Raises UserError unless there is such a format."""
-    if name not in FORMATS:
-        raise UserError(
-            f"--format={name}: there is no such format; choose from {', '.join(FORMATS)}"
-        )
-    return FORMATS[name]
 
 
 def open_source(path: str, name: str | None = None, choices: Choices = FILES_SAY) -> Source:
@@ -136,70 +102,6 @@ def open_source(path: str, name: str | None = None, choices: Choices = FILES_SAY
 
 
 # Files
-
-
-def find_weights(path: Path) -> Path:
-    """The weight file of a folder, or the file itself.
-
-    Raises:
-        UserError: there is none, or there are several that no library has a name for.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: does not exist; give a folder or a weight file")
-    found = [path / name for name in WEIGHTS if (path / name).is_file()]
-    others = [p for p in sorted(path.iterdir()) if _is_weights(p) and p not in found]
-    if found or len(others) == 1:
-        return (found or others)[0]
-    if others:
-        names = ", ".join(p.name for p in others[:8])
-        raise UserError(f"{path}: holds {len(others)} weight files: {names}; give one of them")
-    raise UserError(
-        f"{path}: holds no {', '.join(WEIGHTS)}, nor any other .safetensors, .npz or .pth file; give "
-        "the folder that does"
-    )
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".npz", *TORCH_SUFFIXES) and path.is_file()
-
-
-def read_weights(path: Path) -> files.Stored:
-    """Opens a weight file by its ending.
-
-    Raises:
-        UserError: it is damaged, or of another kind.
-    """
-    try:
-        if path.name.endswith(".index.json"):
-            return files.read_parts(path, read_weights)
-        if path.suffix == ".safetensors":
-            return files.read_safetensors(path)
-        if path.suffix == ".npz":
-            return files.read_npz(path)
-        if path.suffix in TORCH_SUFFIXES:
-            return _read_pth(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); allow reading") from None
-    raise UserError(
-        f"{path}: weights come as .safetensors, .npz or {', '.join(TORCH_SUFFIXES)}; this is none of them"
-    )
-
-
-def _read_pth(path: Path) -> files.Stored:
-    try:
-        from nepa_jax.formats.read_pth import read_pth
-    except ImportError:
-        raise UserError(
-            f"{path}: reading {path.suffix} files needs PyTorch; pip install torch"
-        ) from None
-    except Exception as error:  # of its own libraries
-        raise UserError(
-            f"{path}: reading {path.suffix} files needs PyTorch, which cannot be imported here: "
-            f"{in_short(error)}"
-        ) from None
-    return read_pth(path)
 
 
 def _own_metadata(header: Mapping[str, str], weights: Path) -> Mapping[str, str]:
@@ -339,7 +241,7 @@ def _section(settings: Mapping[str, Any], key: str, path: Path) -> dict[str, Any
 def _set_positions(config: ConfigDict, table: Format, arrays: Arrays) -> None:
     """Position tables are parameters here unless they are the sine-cosine ones."""
     array = arrays.get(table.theirs("vit/pos_embed") or "")
-    if array is None or str(array.dtype) not in files.FLOATS or config.model.posemb == "learned":
+    if array is None or str(array.dtype) not in FLOATS or config.model.posemb == "learned":
         return
     height, width = image_size(config)
     grid, dim = (height // config.model.patch_size, width // config.model.patch_size), config.model.embed_dim  # fmt: skip
@@ -348,7 +250,7 @@ def _set_positions(config: ConfigDict, table: Format, arrays: Arrays) -> None:
     config.model.posemb = "learned"
     if dim % 4 == 0:
         expected = class_and_sincos(grid, dim)[None, not table.class_position :]
-        config.model.posemb = "sincos" if files.equal(array, expected) else "learned"
+        config.model.posemb = "sincos" if equal(array, expected) else "learned"
 
 
 def _with_pixels(found: Inferred, folder: Path) -> Inferred:

@@ -10,6 +10,8 @@ the fixed sine-cosine ones, they are no parameters here but still arrays there.
 
 from dataclasses import dataclass, replace
 
+from nepa_jax.base.errors import UserError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -269,3 +271,12 @@ BIG_VISION = Format(
 FORMATS: dict[str, Format] = {
     table.name: table for table in (NEPA, MAE, VIT_MAE, VIT, TIMM, TIMM_EVA, BIG_VISION)
 }
+
+
+def known_format(name: str) -> Format:
+    """Raises UserError unless there is such a format."""
+    if name not in FORMATS:
+        raise UserError(
+            f"--format={name}: there is no such format; choose from {', '.join(FORMATS)}"
+        )
+    return FORMATS[name]

@@ -15,10 +15,11 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.checkpoint.reading import is_checkpoint
 from nepa_jax.checkpoint.weights import load_trained
+from nepa_jax.config import evaluation_data
+from nepa_jax.data.images import ImagesLike, as_batch
 from nepa_jax.formats.fit import Fit, Misfit
 from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import Choices, open_source
-from nepa_jax.images import ImagesLike, as_batch
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Features, Objective, encode
 
@@ -57,7 +58,7 @@ class Loaded:
             isinstance(layer, bool) or not isinstance(layer, int | np.integer)
         ):
             raise UserError(f"layer = {layer!r}: give a whole number, or None for all layers")
-        batch = as_batch(images, self.config)
+        batch = as_batch(images, evaluation_data(self.config), self.config.model.patch_size)
         features = encode(self.objective, self.model, batch, None if layer is None else int(layer))
         patches, cls, grid = jax.tree.map(np.asarray, features)
         return Features(patches, cls, (int(grid[0]), int(grid[1])))

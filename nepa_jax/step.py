@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
 from nepa_jax.mesh import replicated, state_shardings
-from nepa_jax.objectives.base import Batch, Metrics, Objective, after_update
+from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
 from nepa_jax.optim import learning_rate, make_optimizer
 
 
@@ -41,15 +42,20 @@ class TrainState:
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_state(config: ConfigDict, objective: Objective) -> TrainState:
-    """The state before step 0: a function of the seed alone."""
-    model = objective.init_model(config, nnx.Rngs(config.run.seed))
+def init_state(
+    config: ConfigDict, objective: Objective, weights: nnx.Module | None = None
+) -> TrainState:
+    """The state before step 0: a function of the weights it begins with, or of the seed alone."""
+    model = weights
+    if model is None:
+        model = objective.init_model(config, nnx.Rngs(config.run.seed))
+    init_extra = getattr(objective, "init_extra", lambda config, model: None)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         model=model,
         opt_state=make_optimizer(config).init(model),
         ema=None if config.optim.ema_decay is None else jax.tree.map(jnp.copy, model),
-        extra=objective.init_extra(model) if hasattr(objective, "init_extra") else None,
+        extra=init_extra(config, model),
         grad_norm_mean=jnp.zeros((), jnp.float32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -66,10 +72,12 @@ def abstract_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> Trai
     )
 
 
-def create_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainState:
+def create_state(
+    config: ConfigDict, objective: Objective, mesh: Mesh, weights: nnx.Module | None = None
+) -> TrainState:
     """Initialises the state in place, each shard on its own device."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
-    return jax.jit(lambda: init_state(config, objective), out_shardings=shardings)()
+    return jax.jit(partial(init_state, config, objective), out_shardings=shardings)(weights)
 
 
 def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
@@ -80,12 +88,13 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
     and is counted. The learning rate logged is the one that was applied, or would have been.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
+    after_update = getattr(objective, "after_update", lambda extra, model, aux, step: extra)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            loss, metrics, grads = gradients(
-                objective, state.model, batch, key, config.optim.accum_steps
+            loss, aux, grads = gradients(
+                objective, state.model, state.extra, batch, key, config.optim.accum_steps
             )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
@@ -93,7 +102,7 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
         ema = (
             None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
         )
-        extra = after_update(objective, state.extra, model, state.step)
+        extra = after_update(state.extra, model, aux, state.step)
         update_norm, lr = optax.tree.norm(updates), schedule(state.kept)
         # Finite weights and a finite update make finite weights: those need no look of their own.
         ok = jnp.all(jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])))
@@ -115,7 +124,7 @@ def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
         )
-        return state, metrics | {
+        return state, aux.metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
@@ -157,30 +166,41 @@ def stays_finite(old: Any, new: Any) -> jax.Array:
 
 
 def gradients(
-    objective: Objective, model: nnx.Module, batch: Batch, key: jax.Array, accum_steps: int
-) -> tuple[jax.Array, Metrics, nnx.Module]:
-    """Loss, metrics and gradients of the mean over the batch; microbatches one after the other."""
-    grad = jax.value_and_grad(objective.loss, has_aux=True)
+    objective: Objective,
+    model: nnx.Module,
+    extra: Any,
+    batch: Batch,
+    key: jax.Array,
+    accum_steps: int,
+) -> tuple[jax.Array, Aux, nnx.Module]:
+    """Loss, aux and gradients of the mean over the batch; microbatches one after the other."""
+
+    def grad(rows: Batch) -> tuple[tuple[jax.Array, Aux], nnx.Module]:
+        return jax.value_and_grad(objective.loss, has_aux=True)(model, extra, rows, key)
+
     if accum_steps == 1:
-        (loss, metrics), grads = grad(model, batch, key)
-        return loss, evaluated(metrics), grads
+        (loss, aux), grads = grad(batch)
+        return loss, evaluated(aux), grads
 
     def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad(model, microbatch, key)), None
+        return jax.tree.map(jnp.add, total, grad(microbatch)), None
 
     microbatches = jax.tree.map(lambda rows: split_rows(rows, accum_steps), batch)
-    shapes = jax.eval_shape(grad, model, jax.tree.map(lambda rows: rows[0], microbatches), key)
+    shapes = jax.eval_shape(grad, jax.tree.map(lambda rows: rows[0], microbatches))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(accumulate, zeros, microbatches)
-    (loss, metrics), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
-    return loss, evaluated(metrics), grads
+    (loss, aux), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
+    return loss, evaluated(aux), grads
 
 
-def evaluated(metrics: Metrics) -> dict[str, jax.Array]:
-    """The numbers to log, of means over the whole batch."""
-    return {
-        name: value() if isinstance(value, Partial) else value for name, value in metrics.items()
-    }
+def evaluated(aux: Aux) -> Aux:
+    """With the numbers to log, of means over the whole batch."""
+    return aux._replace(
+        metrics={
+            name: value() if isinstance(value, Partial) else value
+            for name, value in aux.metrics.items()
+        }
+    )
 
 
 def split_rows(rows: jax.Array, parts: int) -> jax.Array:

@@ -38,7 +38,7 @@ def test_every_recipe_validates_and_traces(spec):
         "image": jax.ShapeDtypeStruct((2, *size, 3), "uint8"),
         "row": jax.ShapeDtypeStruct((2,), "int32"),
     }
-    loss, _ = jax.eval_shape(objective.loss, model, batch, jax.random.key(0))
+    loss, _ = jax.eval_shape(objective.loss, model, None, batch, jax.random.key(0))
     assert loss.shape == () and loss.dtype == "float32"
 
 

@@ -28,7 +28,7 @@ import pathlib
 import jax.numpy as jnp
 from flax import nnx
 
-from nepa_jax.objectives.base import Description, Features
+from nepa_jax.objectives.base import Aux, Description, Features
 
 pathlib.Path(__file__).with_name("imported").touch()
 
@@ -42,8 +42,8 @@ def init_model(config, rngs):
     return Toy()
 
 
-def loss(model, batch, key):
-    return jnp.float32(0), {}
+def loss(model, extra, batch, key):
+    return jnp.float32(0), Aux({})
 
 
 def encode(model, images, layer=-1):

@@ -184,7 +184,9 @@ def test_drop_path_drops_whole_branches_and_only_in_training():
     objective = load_objective(config.objective.name)
     model = objective.init_model(config, nnx.Rngs(0))
     batch = {"image": jnp.asarray(small.images(8)), "row": jnp.arange(8)}
-    losses = [float(objective.loss(model, batch, jax.random.key(seed))[0]) for seed in (0, 0, 1)]
+    losses = [
+        float(objective.loss(model, None, batch, jax.random.key(seed))[0]) for seed in (0, 0, 1)
+    ]
     assert losses[0] == losses[1] != losses[2]
     a, b = (objective.encode(model, batch["image"]).patches for _ in range(2))
     assert np.array_equal(a, b)

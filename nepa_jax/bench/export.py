@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
@@ -21,7 +20,7 @@ from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.export.folder import export
 from nepa_jax.export.importing import import_checkpoint
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.objectives.base import abstract_model, load_objective
 
 Result = dict[str, float | int | str]
 FORMATS = {"mae": "mae", "nepa": "nepa"}  # the format that holds all of an objective's weights
@@ -63,8 +62,7 @@ def _alone(function: Callable, *args: object):  # noqa: ANN202
 
 def write_random(workdir: str, config: ConfigDict) -> int:
     """A checkpoint of random weights; returns their bytes."""
-    objective = load_objective(config.objective.name)
-    shapes = nnx.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
+    shapes = abstract_model(load_objective(config.objective.name).init_model, config)
     rng = np.random.default_rng(0)
     leaves = {
         name: rng.standard_normal(leaf.shape, np.float32)

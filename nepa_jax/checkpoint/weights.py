@@ -1,31 +1,24 @@
 """The weights in a checkpoint alone, to encode, export or begin a run with."""
 
+import json
 import shutil
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
 from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.arrays import write_part
 from nepa_jax.checkpoint.meta import Meta, Provenance
-from nepa_jax.checkpoint.reading import (
-    InTurn,
-    Saved,
-    array_handler,
-    from_newest_sound,
-    on_all_hosts,
-    orbax_is_quiet,
-    save_arrays,
-)
-from nepa_jax.objectives.base import Objective, saved_objective
+from nepa_jax.checkpoint.reading import Checkpoint, find_checkpoints, newest_sound, on_all_hosts
+from nepa_jax.objectives.base import Objective, abstract_model, saved_objective
 
 
-class Trained(NamedTuple):
-    """Weights of a run and what belongs to them."""
+class Weights(NamedTuple):
+    """A model of a run, raw or averaged, and what belongs to them."""
 
     model: nnx.Module
     objective: Objective
@@ -33,9 +26,9 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(
+def load_weights(
     path: str, *, ema: bool, step: int | None = None, objective: str | None = None
-) -> Trained:
+) -> Weights:
     """Weights of a run, raw or averaged, as NumPy arrays. Nothing in the workdir is changed.
 
     Args:
@@ -47,35 +40,36 @@ def load_trained(
     Raises:
         UserError: no such checkpoint, none that is sound, or no average was kept.
     """
-    return from_newest_sound(
-        path, step, lambda saved: _in_memory(open_trained(saved, ema, objective))
+    return newest_sound(
+        find_checkpoints(path, step),
+        lambda checkpoint: _in_memory(open_weights(checkpoint, ema, objective)),
     )
 
 
-def open_trained(saved: Saved, ema: bool, chosen: str | None = None) -> Trained:
-    """The weights of a checkpoint, which stay on disk: its leaves are :class:`SavedArray`.
+def open_weights(checkpoint: Checkpoint, ema: bool, chosen: str | None = None) -> Weights:
+    """The weights of a checkpoint, which stay on disk: its leaves are :class:`LazyArray`.
 
     Raises:
         UserError: no average was kept, or the objective must be ``chosen`` by the user.
         Damaged: an array is not there.
     """
-    meta = saved.meta()
+    meta = checkpoint.meta
     config = meta.provenance.config
-    if ema and "ema" not in meta.arrays:
+    if ema and "ema" not in meta.leaves:
         raise UserError(
-            f"{saved.folder}: holds no average (its run has optim.ema_decay = none, or it was "
+            f"{checkpoint.folder}: holds no average (its run has optim.ema_decay = none, or it was "
             "imported); leave out --ema"
         )
-    objective = saved_objective(config, str(saved.folder), chosen)
-    shapes = jax.eval_shape(lambda: objective.init_model(config, nnx.Rngs(0)))
-    leaves = saved.arrays_on_disk(meta, "ema" if ema else "model", named_leaves(shapes))
-    return Trained(with_leaves(shapes, leaves), objective, meta.provenance, saved.step)
+    objective = saved_objective(config, str(checkpoint.folder), chosen)
+    shapes = abstract_model(objective.init_model, config)
+    leaves = checkpoint.lazy_leaves("ema" if ema else "model", named_leaves(shapes))
+    return Weights(with_leaves(shapes, leaves), objective, meta.provenance, checkpoint.step)
 
 
-def _in_memory(trained: Trained) -> Trained:
+def _in_memory(weights: Weights) -> Weights:
     """Raises Damaged, on all hosts alike."""
-    model = on_all_hosts("the weights", lambda: jax.tree.map(np.asarray, trained.model))
-    return trained._replace(model=model)
+    model = on_all_hosts("the weights", lambda: jax.tree.map(np.asarray, weights.model))
+    return weights._replace(model=model)
 
 
 def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provenance) -> None:
@@ -94,28 +88,21 @@ def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provena
     unnamed = folder.parent.with_name(".checkpoints.tmp") / folder.name
     shutil.rmtree(unnamed.parent, ignore_errors=True)
     try:
-        with orbax_is_quiet():
-            _write_weights(unnamed, model, provenance)
+        _write_weights(unnamed, model, provenance)
         folder.parent.mkdir(exist_ok=True)
         unnamed.rename(folder)
     except UserError:  # a leaf could not be made
         raise
-    except Exception as error:  # orbax passes on whatever the storage raises
+    except Exception as error:  # storage raises errors of any kind
         raise UserError(
             f"{folder}: cannot be saved ({in_short(error)}); free space there or allow writing"
         ) from error
-    finally:  # orbax's threads may outlive a failure, and what they leave the next call removes
+    finally:
         shutil.rmtree(unnamed.parent, ignore_errors=True)
 
 
 def _write_weights(folder: epath.Path, model: nnx.Module, provenance: Provenance) -> None:
     """First the arrays, since their checksums are known when they have been made."""
-    leaves = {name: InTurn(leaf) for name, leaf in named_leaves(model).items()}
-    arrays = ocp.args.Composite(arrays=save_arrays({"model": leaves}))
-    handler = ocp.CompositeCheckpointHandler(arrays=array_handler())
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder, args=arrays)
-    held = {name: leaf.held() for name, leaf in leaves.items()}
-    meta = ocp.args.JsonSave(Meta(provenance, {"model": held}).to_json())
+    meta = Meta(provenance, {"model": write_part(folder / "arrays", "model", named_leaves(model))})
     (folder / "meta").mkdir()
-    ocp.JsonCheckpointHandler().save(folder / "meta", args=meta)
+    (folder / "meta" / "metadata").write_text(json.dumps(meta.to_json()))

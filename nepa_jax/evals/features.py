@@ -1,16 +1,29 @@
 """Frozen features: one pooled vector per image, at any layer."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from flax import nnx
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.objectives.base import Features, Objective
+from nepa_jax.objectives.base import Features, Objective, encode
 
-POOLS = ("mean", "cls", "last", "none")
+
+def class_token(features: Features) -> jax.Array:
+    """Raises UserError if there is none."""
+    if features.cls is None:
+        raise UserError("this model has no class token: choose pool mean or last")
+    return features.cls
+
+
+# […, B, N, D] -> […, B, D], or as it is.
+POOLS: dict[str, Callable[[Features], jax.Array]] = {
+    "mean": lambda features: features.patches.mean(axis=-2),
+    "cls": class_token,
+    "last": lambda features: features.patches[..., -1, :],
+    "none": lambda features: features.patches,
+}
 
 
 def extract(
@@ -39,7 +52,7 @@ def extract(
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is unknown; choose from {', '.join(POOLS)}")
     pooled = [
-        np.asarray(_encode(objective, model, images, pool, layer))[:, :count]
+        _with_layers(encode(objective, model, images, layer, POOLS[pool]), layer)[:, :count]
         for images, count in _padded(batches)
     ]
     if not pooled:
@@ -62,21 +75,6 @@ def _padded(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
         yield np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), len(images)
 
 
-@partial(jax.jit, static_argnames=("objective", "pool", "layer"))
-def _encode(
-    objective: Objective, model: nnx.Module, images: jax.Array, pool: str, layer: int | None
-) -> jax.Array:
-    """float32 [layers, B, D]."""
-    pooled = _pool(objective.encode(model, images, layer), pool)
-    return pooled if layer is None else pooled[None]
-
-
-def _pool(features: Features, pool: str) -> jax.Array:
-    """[…, B, N, D] -> […, B, D], or as it is."""
-    if pool == "none":
-        return features.patches
-    if pool == "cls":
-        if features.cls is None:
-            raise UserError("this model has no class token: choose pool mean or last")
-        return features.cls
-    return features.patches.mean(axis=-2) if pool == "mean" else features.patches[..., -1, :]
+def _with_layers(pooled: jax.Array, layer: int | None) -> np.ndarray:
+    """On the host, with an axis of layers in front where there is but one."""
+    return np.asarray(pooled if layer is None else pooled[None])

@@ -5,8 +5,9 @@ import re
 import reprlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,6 +24,13 @@ Batch = dict[str, jax.Array]
 # Means over the images of a batch. What is no such mean (a spread, say) is a Partial of a function and
 # of the means it needs, called when all microbatches are in: nothing logged depends on accum_steps.
 Metrics = dict[str, jax.Array | Partial]
+
+
+class Aux(NamedTuple):
+    """What a loss says beside its value."""
+
+    metrics: Metrics  # to log, each as ``train/NAME``
+    carry: Any = None  # for ``after_update``: arrays of floats, means over the images of the batch
 
 
 class Features(NamedTuple):
@@ -42,16 +50,34 @@ class Description:
     flops: float  # of one training step, per image: 6 per multiply-add of the forward pass
 
 
+class Alarm(NamedTuple):
+    """Something a user should hear of once: when, given what is logged of a step, and what to do."""
+
+    rings: Callable[[Mapping[str, float]], bool]
+    text: str
+
+
 class Objective(Protocol):
-    """A module with these functions, found by its dotted name."""
+    """A module with these functions, found by its dotted name.
+
+    It must have the first four; what a method does not need of the rest, it leaves out.
+    """
 
     def init_model(self, config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the modules; every parameter carries the logical names of its axes."""
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, model: Any, extra: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
         """Pure. All randomness comes from the key, by :func:`image_keys` or ``named_key``.
 
-        Returns a float32 scalar and what to log: see :data:`Metrics`.
+        Args:
+            model: what the loss is differentiated by.
+            extra: the objective's own state, None without ``init_extra``; no gradient goes there.
+            batch: ``image`` uint8 [B, H, W, C], ``row`` int32 [B], and ``label`` int32 [B] if known;
+                one of ``optim.accum_steps`` parts of the step's batch.
+            key: of the step.
+
+        Returns:
+            A float32 scalar, a mean over the images, and what is to be logged or carried.
         """
 
     def encode(self, model: Any, images: jax.Array, layer: int | None = -1) -> Features:
@@ -59,6 +85,34 @@ class Objective(Protocol):
 
     def describe(self, config: ConfigDict) -> Description:
         """Counts without building anything."""
+
+    def init_extra(self, config: ConfigDict, model: Any) -> Any:
+        """A teacher, a centre, a frozen encoder: what lives beside the model, from that of step 0.
+
+        A tree of arrays and modules, saved and sharded as parameters are: by the names of their axes.
+        """
+
+    def after_update(self, extra: Any, model: Any, aux: Aux, step: jax.Array) -> Any:
+        """How the teacher follows and the centre moves; pure, of the same shapes.
+
+        A step that is thrown away leaves ``extra`` as it was, and so does one that this makes
+        infinite or NaN.
+
+        Args:
+            extra: as the loss saw it.
+            model: after the update.
+            aux: of the whole batch.
+            step: int32 [], updates tried before this one.
+        """
+
+    def problems(self, config: ConfigDict) -> list[str]:
+        """What is wrong with this objective's part of a config, told with all else that is."""
+
+    def data_problems(self, config: ConfigDict, data: Any) -> list[str]:
+        """Why this cannot be learned from an opened data set (``labelled``, ``num_classes``)."""
+
+    alarms: Sequence[Alarm]
+    """What a user should hear of while it trains."""
 
 
 REQUIRED = ("init_model", "loss", "encode", "describe")
@@ -136,12 +190,6 @@ def _cannot_import(name: str, error: Exception) -> UserError:
     )
 
 
-def after_update(objective: Objective, extra: Any, model: nnx.Module, step: jax.Array) -> Any:
-    """Calls the objective's own ``after_update`` (teachers, queues) if it has one."""
-    hook = getattr(objective, "after_update", None)
-    return hook(extra, model, step) if hook else extra
-
-
 def image_keys(key: jax.Array, batch: Batch, purpose: str) -> jax.Array:
     """One random key per image [B] for a purpose, from its row in the global batch.
 
@@ -168,9 +216,26 @@ def encode_vit(vit: ViT, images: jax.Array, layer: int | None, *, causal: bool) 
     return Features(tokens[..., 1:, :], tokens[..., 0, :], vit.grid(images))
 
 
-def count_parameters(
-    init_model: Callable[[ConfigDict, nnx.Rngs], nnx.Module], config: ConfigDict
-) -> int:
+@partial(jax.jit, static_argnames=("objective", "layer", "pool"))
+def encode(
+    objective: Objective,
+    model: nnx.Module,
+    images: jax.Array,
+    layer: int | None,
+    pool: Callable[[Features], Any] = lambda features: features,
+) -> Any:
+    """The features of a model, compiled: what ``pool`` makes of them."""
+    return pool(objective.encode(model, images, layer))
+
+
+InitModel = Callable[[ConfigDict, nnx.Rngs], nnx.Module]
+
+
+def abstract_model(init_model: InitModel, config: ConfigDict) -> nnx.Module:
+    """The shapes and dtypes of a model, without computing anything."""
+    return jax.eval_shape(lambda: init_model(config, nnx.Rngs(0)))
+
+
+def count_parameters(init_model: InitModel, config: ConfigDict) -> int:
     """Number of trained scalars, from shapes alone."""
-    model = jax.eval_shape(lambda: init_model(config, nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(model))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_model(init_model, config)))

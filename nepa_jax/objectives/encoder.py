@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
+    Aux,
     Batch,
     Description,
     Features,
-    Metrics,
     count_parameters,
     encode_vit,
 )  # fmt: skip
@@ -30,7 +30,7 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Encoder:
     return Encoder(ViT(vit_config(config), rngs), config.objective.causal)
 
 
-def loss(model: Encoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def loss(model: Encoder, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
     """Raises UserError: there is nothing to train it by."""
     raise UserError(
         f"objective.name = {NAME!r}: an encoder alone has no loss; fine-tune it, or choose an "

@@ -17,10 +17,10 @@ from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
 from nepa_jax.models.vit import ViT, ViTConfig, vit_config
 from nepa_jax.objectives.base import (
+    Aux,
     Batch,
     Description,
     Features,
-    Metrics,
     count_parameters,
     encode_vit,
     image_keys,
@@ -86,16 +86,25 @@ def _configs(config: ConfigDict) -> tuple[ViTConfig, ViTConfig]:
     return vit, decoder_config(vit, config.objective)
 
 
-def loss(model: MAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def loss(model: MAE, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
     """Mean squared error over the removed patches' pixels, float32 []."""
-    patches = model.vit.patches(batch["image"])  # [B, N, P·P·C]
+    patches, grid = model.vit.patches(batch["image"]), model.vit.grid(batch["image"])
     noise = draw_noise(image_keys(key, batch, "mask"), patches.shape[1])
     masking = random_masking(noise, model.mask_ratio)
-    grid = model.vit.grid(batch["image"])
-    keys = image_keys(key, batch, "drop_path")
-    latent = encode_kept(model.vit, patches, masking, grid, keys)
-    predictions = model.decoder(latent, masking.ids_restore, grid)
+    predictions = reconstruct(model, patches, grid, masking, image_keys(key, batch, "drop_path"))
     return pixel_loss(predictions, pixel_targets(patches, model.norm_pix_loss), masking.mask)
+
+
+def reconstruct(
+    model: MAE,
+    patches: jax.Array,
+    grid: tuple[int, int],
+    masking: Masking,
+    keys: jax.Array | None = None,
+) -> jax.Array:
+    """Predicted targets [B, N, P·P·C] of patches [B, N, P·P·C], from those that are kept."""
+    latent = encode_kept(model.vit, patches, masking, grid, keys)
+    return model.decoder(latent, masking.ids_restore, grid)
 
 
 def draw_noise(keys: jax.Array, num_patches: int) -> jax.Array:
@@ -134,7 +143,7 @@ def pixel_targets(patches: jax.Array, norm_pix_loss: bool) -> jax.Array:
 
 def pixel_loss(
     predictions: jax.Array, targets: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, Aux]:
     """Mean over each patch's pixels, then over the removed patches of all images.
 
     The metrics tell whether anything is learned: the loss of predicting the batch's mean patch
@@ -145,15 +154,14 @@ def pixel_loss(
         return jnp.sum(values * weights, axis=(0, 1)) / jnp.sum(weights)
 
     errors = jnp.mean(jnp.square(predictions - targets), axis=-1)
-    return mean(errors, mask), {
-        "loss_mean_patch": Partial(
-            error_of_one_patch,
-            jnp.mean(targets, axis=(0, 1)),
-            mean(targets, mask[..., None]),
-            mean(jnp.mean(jnp.square(targets), axis=-1), mask),
-        ),
-        "loss_visible": mean(jax.lax.stop_gradient(errors), 1.0 - mask),
-    }
+    one_patch = Partial(
+        error_of_one_patch,
+        jnp.mean(targets, axis=(0, 1)),
+        mean(targets, mask[..., None]),
+        mean(jnp.mean(jnp.square(targets), axis=-1), mask),
+    )
+    visible = mean(jax.lax.stop_gradient(errors), 1.0 - mask)
+    return mean(errors, mask), Aux({"loss_mean_patch": one_patch, "loss_visible": visible})
 
 
 def error_of_one_patch(patch: jax.Array, mean: jax.Array, mean_square: jax.Array) -> jax.Array:
@@ -162,14 +170,6 @@ def error_of_one_patch(patch: jax.Array, mean: jax.Array, mean_square: jax.Array
     From the mean of the targets [P·P·C], and that of their squares over pixels too [].
     """
     return mean_square + jnp.mean(patch * (patch - 2.0 * mean))
-
-
-def reconstruct(model: MAE, images: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Predicted targets [B, N, P·P·C] and mask [B, N] of images under a given noise [B, N]."""
-    masking = random_masking(noise, model.mask_ratio)
-    grid = model.vit.grid(images)
-    latent = encode_kept(model.vit, model.vit.patches(images), masking, grid)
-    return model.decoder(latent, masking.ids_restore, grid), masking.mask
 
 
 def encode(model: MAE, images: jax.Array, layer: int | None = -1) -> Features:

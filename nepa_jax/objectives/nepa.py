@@ -19,6 +19,8 @@ from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
+    Alarm,
+    Aux,
     Batch,
     Description,
     Features,
@@ -40,6 +42,14 @@ class NEPA(nnx.Module):
 
 DEFAULTS = dict(name="", include_cls=True, causal=True)
 
+alarms = (
+    Alarm(
+        lambda scalars: scalars.get("train/target_std", 1.0) < 0.1,
+        "the target embeddings collapse (train/target_std below 0.1 of isotropic): features will be "
+        "useless; check the stop-gradient and lower optim.lr",
+    ),
+)
+
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""
@@ -51,7 +61,7 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> NEPA:
     return NEPA(ViT(vit_config(config), rngs), objective.include_cls, objective.causal)
 
 
-def loss(model: NEPA, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def loss(model: NEPA, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
     """Mean of -cos(prediction, next embedding), float32 [], over images and places.
 
     The class token predicts patch 0 (released code; ``include_cls=False`` leaves that term out).
@@ -69,7 +79,7 @@ def loss(model: NEPA, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]
     targets = jax.lax.stop_gradient(embeddings)
     first = 0 if model.include_cls else 1
     similarity = cosine(predictions, targets)[:, first:]
-    return -jnp.mean(similarity), health(predictions, targets)
+    return -jnp.mean(similarity), Aux(health(predictions, targets))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -13,10 +13,10 @@ from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.heads import POOLS, Classifier
 from nepa_jax.models.vit import ViT, vit_config
 from nepa_jax.objectives.base import (
+    Aux,
     Batch,
     Description,
     Features,
-    Metrics,
     count_parameters,
     encode_vit,
     image_keys,
@@ -64,12 +64,12 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Classifier:
     return Classifier(vit, objective.num_classes, objective.pool, objective.causal, rngs)
 
 
-def loss(model: Classifier, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+def loss(model: Classifier, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
     """Mean softmax cross-entropy, float32 []; ``batch["label"]`` int32 [B]."""
     logits = model(batch["image"], image_keys(key, batch, "drop_path"))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-    return jnp.mean(losses), {"accuracy": accuracy}
+    return jnp.mean(losses), Aux({"accuracy": accuracy})
 
 
 def encode(model: Classifier, images: jax.Array, layer: int | None = -1) -> Features:

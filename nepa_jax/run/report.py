@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,25 +15,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nepa_jax.objectives.base import Alarm
 from nepa_jax.run.metrics import Scalars, Writer
 
-
-class Alarm(NamedTuple):
-    """Something a user should hear of once: when, and what to do."""
-
-    rings: Callable[[Scalars], bool]
-    text: str
-
-
-ALARMS = (
-    Alarm(
-        lambda scalars: scalars.get("train/target_std", 1.0) < 0.1,
-        "the target embeddings collapse (train/target_std below 0.1 of isotropic): features will be "
-        "useless; check the stop-gradient and lower optim.lr",
-    ),
+ALARMS = (  # of every run; an objective has its own beside them
     Alarm(
         lambda scalars: scalars["time/data_wait_s"] > 0.05 * scalars["time/step_s"],
-        "the step waits for data more than 5 % of the time; try data.decode=fast, data.num_workers=2 "
+        "the step waits for data more than 5 % of the time; try data.resize=fast, data.num_workers=2 "
         "or more, or records prepared with --reencode (docs/data.md)",
     ),
 )
@@ -71,6 +59,7 @@ class Report:
         start_step: int,
         total_steps: int,
         facts: Callable[[int], Scalars] = lambda step: {},
+        alarms: Sequence[Alarm] = (),
     ):
         self._writers = writers
         self._facts = facts  # logged beside a step's own metrics
@@ -78,7 +67,7 @@ class Report:
         self._timed_from: tuple[int, float] | None = None  # the first step that ended, and when
         self._told_eta = False
         self._printed = time.monotonic()
-        self._silent = list(ALARMS)
+        self._silent = [*ALARMS, *alarms]
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if sys.stdout.isatty():

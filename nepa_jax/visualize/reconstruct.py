@@ -59,8 +59,7 @@ def _rebuild(
 ) -> tuple[jax.Array, jax.Array]:
     patches, grid = model.vit.patches(images), model.vit.grid(images)
     masking = random_masking(noise, mask_ratio)
-    latent = mae.encode_kept(model.vit, patches, masking, grid)
-    predictions = model.decoder(latent, masking.ids_restore, grid)
+    predictions = mae.reconstruct(model, patches, grid, masking)
     if model.norm_pix_loss:
         predictions = denormalize(predictions, patches)
     removed = masking.mask[:, :, None] > 0

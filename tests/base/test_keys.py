@@ -12,7 +12,7 @@ from nepa_jax.base.keys import named_key
 from nepa_jax.mesh import make_mesh
 from nepa_jax.models import rope
 from nepa_jax.objectives import mae, nepa
-from nepa_jax.objectives.base import image_keys
+from nepa_jax.objectives.base import Aux, image_keys
 from nepa_jax.step import init_state, make_update
 
 
@@ -28,8 +28,8 @@ def test_keys_of_steps_are_no_keys_of_the_initialisation():
     config = small.resolved("nepa", optim__ema_decay="none")
     seen = []
 
-    def loss(model, batch, key):
-        return nepa.loss(model, batch, key)[0], {"key": jax.random.key_data(key)}
+    def loss(model, extra, batch, key):
+        return nepa.loss(model, extra, batch, key)[0], Aux({"key": jax.random.key_data(key)})
 
     objective = SimpleNamespace(init_model=nepa.init_model, loss=loss)
     mesh = make_mesh(config, jax.devices()[:1])
@@ -52,12 +52,12 @@ def test_keys_within_a_step_are_all_different(monkeypatch):
         rope, "draw_coords", lambda key, *rest: seen.append(key) or draw_coords(key, *rest)
     )
     batch = {"image": jnp.asarray(small.images(8)), "row": jnp.arange(8)}
-    nepa.loss(nepa.init_model(small.resolved("nepa"), nnx.Rngs(0)), batch, key)
+    nepa.loss(nepa.init_model(small.resolved("nepa"), nnx.Rngs(0)), None, batch, key)
     draw_noise = mae.draw_noise
     monkeypatch.setattr(
         mae, "draw_noise", lambda keys, *rest: seen.append(keys) or draw_noise(keys, *rest)
     )
-    mae.loss(mae.init_model(small.resolved("mae"), nnx.Rngs(0)), batch, key)
+    mae.loss(mae.init_model(small.resolved("mae"), nnx.Rngs(0)), None, batch, key)
     coords, masks = seen
     used = [*numbers(coords), *numbers(jax.random.split(coords, 3)), *numbers(masks)]
     used += numbers(image_keys(key, batch, "drop_path"))

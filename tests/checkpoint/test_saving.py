@@ -440,9 +440,9 @@ def test_no_checkpoint_holds_a_state_that_is_not_finite(dataset, tmp_path, monke
     (tmp_path / "nan_objective.py").write_text(
         "from nepa_jax.objectives.nepa import *\n"
         "from nepa_jax.objectives import nepa\n"
-        "def loss(model, batch, key):\n"
-        "    value, metrics = nepa.loss(model, batch, key)\n"
-        "    return value * float('nan'), metrics\n"
+        "def loss(model, extra, batch, key):\n"
+        "    value, aux = nepa.loss(model, extra, batch, key)\n"
+        "    return value * float('nan'), aux\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RunDiverged, match="the last 4 of 4 steps"):

@@ -23,7 +23,9 @@ def test_nepa_sees_other_coordinates_at_each_step(part, off):
     for value, is_on in (("1.5", True), (off, False)):
         config = small.resolved("nepa", **(all_off | {f"model__{part}": value}))
         model = nepa.init_model(config, nnx.Rngs(0))
-        losses = [float(nepa.loss(model, BATCH, jax.random.key(seed))[0]) for seed in (0, 0, 1)]
+        losses = [
+            float(nepa.loss(model, None, BATCH, jax.random.key(seed))[0]) for seed in (0, 0, 1)
+        ]
         assert losses[0] == losses[1]
         assert (losses[2] != losses[0]) == is_on
 

@@ -29,7 +29,7 @@ def test_picture_is_written(model, images, tmp_path):
 def test_diagonal_is_what_the_loss_averages(model, images):
     cosines = similarity.prediction_similarity(model, jnp.asarray(images))
     batch = {"image": jnp.asarray(images), "row": jnp.arange(3)}
-    loss, _ = nepa.loss(model, batch, jax.random.key(0))
+    loss, _ = nepa.loss(model, None, batch, jax.random.key(0))
     own = np.diagonal(cosines, axis1=1, axis2=2)
     np.testing.assert_allclose(-own.mean(), loss, atol=1e-5)
 

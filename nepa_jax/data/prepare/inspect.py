@@ -1,5 +1,6 @@
 """Looks at a prepared data set: what it holds, and whether all of it can be read."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,16 @@ def inspect(path: str) -> dict[str, Any]:
             for split, info in manifest["splits"].items()
         },
     }
+
+
+def text_of(found: dict[str, Any]) -> str:
+    """What `inspect` found, for people."""
+    classes = [printable(name) for name in found["classes"]]
+    lines = [json.dumps({key: value for key, value in found.items() if key != "classes"}, indent=2)]
+    lines.append(f"classes: {', '.join(classes[:10])}{' …' if len(classes) > 10 else ''}")
+    if any(split["images"]["unreadable"] for split in found["splits"].values()):
+        lines.append(f"some records cannot be read: nepa-jax data verify {found['path']}")
+    return "\n".join(lines)
 
 
 def contact_sheet(path: str, out: str) -> list[BadRecord]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.checkpoint.reading import is_checkpoint
-from nepa_jax.checkpoint.weights import load_trained
+from nepa_jax.checkpoint.weights import load_weights
 from nepa_jax.config import evaluation_data
 from nepa_jax.data.images import ImagesLike, as_batch
 from nepa_jax.formats.fit import Fit, Misfit
@@ -120,8 +120,8 @@ def _read(path: str, ema: bool, step: int | None, objective: str | None = None) 
             "machine (mount a bucket, or copy the weights)"
         )
     if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
-        trained = load_trained(path, ema=ema, step=step, objective=objective)
-        return Loaded(trained.model, trained.objective, trained.provenance.config)
+        weights = load_weights(path, ema=ema, step=step, objective=objective)
+        return Loaded(weights.model, weights.objective, weights.provenance.config)
     source = open_source(path, choices=Choices(objective=objective))
     _require_asked(path, source.metadata, ema, step)
     model = jax.tree.map(np.asarray, read_model(source)[0])

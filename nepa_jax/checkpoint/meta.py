@@ -40,32 +40,33 @@ class Provenance:
         return cls(config, fingerprint, versions)
 
 
-class Held(NamedTuple):
-    """What a checkpoint holds in place of one array."""
+class LeafMeta(NamedTuple):
+    """What meta says of one leaf."""
 
     dtype: str
     shape: tuple[int, ...]
     sums: tuple[int, int]  # see checksums.py
 
     @classmethod
-    def of(cls, leaf: Any, sums: np.ndarray) -> "Held":
+    def of(cls, leaf: Any, sums: np.ndarray) -> "LeafMeta":
         return cls(str(leaf.dtype), tuple(leaf.shape), tuple(sums.tolist()))
 
     @classmethod
-    def from_json(cls, saved: list[Any]) -> "Held":
+    def from_json(cls, saved: list[Any]) -> "LeafMeta":
         dtype, shape, sums = saved
         return cls(dtype, tuple(shape), tuple(sums))
 
-    def holds(self, leaf: Any) -> bool:
+    def fits(self, leaf: Any) -> bool:
         """Whether ``leaf``, an array or its shape, is of this dtype and shape."""
         return (self.dtype, self.shape) == (str(leaf.dtype), tuple(leaf.shape))
 
 
-def held(leaves: Leaves) -> dict[str, Held]:
-    """Of every array, by name."""
+def described(leaves: Leaves) -> dict[str, LeafMeta]:
+    """Every leaf, by name; all hosts must ask."""
     sums = np.asarray(checksums(leaves))
     return {
-        name: Held.of(leaves[name], pair) for name, pair in zip(sorted(leaves), sums, strict=True)
+        name: LeafMeta.of(leaves[name], pair)
+        for name, pair in zip(sorted(leaves), sums, strict=True)
     }
 
 
@@ -74,11 +75,11 @@ class Meta:
     """The part of a checkpoint that is text."""
 
     provenance: Provenance
-    arrays: Mapping[str, Mapping[str, Held]]  # by part and name
+    leaves: Mapping[str, Mapping[str, LeafMeta]]  # by part and name
 
     @classmethod
     def of(cls, provenance: Provenance, parts: Mapping[str, Leaves]) -> "Meta":
-        return cls(provenance, {part: held(leaves) for part, leaves in parts.items()})
+        return cls(provenance, {part: described(leaves) for part, leaves in parts.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values, with a digest of it."""
@@ -87,7 +88,7 @@ class Meta:
             "config": to_json(saved.config),
             "fingerprint": saved.fingerprint,
             "versions": dict(saved.versions),
-            "arrays": {part: dict(arrays) for part, arrays in self.arrays.items()},
+            "arrays": {part: dict(leaves) for part, leaves in self.leaves.items()},
         }
         return content | {"sha256": _digest(content)}
 
@@ -100,11 +101,11 @@ class Meta:
         provenance = Provenance(
             from_json(content["config"]), content["fingerprint"], content["versions"]
         )
-        arrays = {
-            part: {name: Held.from_json(row) for name, row in arrays.items()}
-            for part, arrays in content["arrays"].items()
+        leaves = {
+            part: {name: LeafMeta.from_json(row) for name, row in rows.items()}
+            for part, rows in content["arrays"].items()
         }
-        return cls(provenance, arrays)
+        return cls(provenance, leaves)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from functools import cached_property
 from types import TracebackType
-from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +19,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from nepa_jax.base.errors import UserError, in_short, storage_error
 from nepa_jax.base.trees import named_leaves, with_leaves
+from nepa_jax.checkpoint.arrays import array_handler, save_arrays
 from nepa_jax.checkpoint.meta import Leaves, Meta, Provenance
-from nepa_jax.checkpoint.reading import (
-    Saved,
-    Sound,
-    array_handler,
-    checkpoints_in,
-    newest_sound,
-    orbax_is_quiet,
-    save_arrays,
-)
+from nepa_jax.checkpoint.reading import Checkpoint, checkpoints_in, newest_sound
 from nepa_jax.config import flat_keys
 from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
 from nepa_jax.step import TrainState
-
-T = TypeVar("T")
 
 # What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
 FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
@@ -48,14 +38,6 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
     rest = dataclasses.replace(state, model=None, ema=None)
     parts = {"model": state.model, "ema": state.ema, "rest": rest}
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
-
-
-def contents(parts: Mapping[str, Leaves], meta: Meta) -> ocp.args.Composite:
-    """What goes into a checkpoint: the parts as one tree, and text with their checksums.
-
-    One tree, because orbax begins to write it once it is copied, while it copies the next.
-    """
-    return ocp.args.Composite(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta.to_json()))
 
 
 class Checkpoints:
@@ -101,9 +83,7 @@ class Checkpoints:
             UserError: another host does not see them.
         """
         steps = json.loads(
-            from_first_host(
-                lambda: json.dumps([saved.step for saved in checkpoints_in(self.folder)])
-            )
+            from_first_host(lambda: json.dumps([one.step for one in checkpoints_in(self.folder)]))
         )
         seen = [step for step in steps if (self.folder / str(step)).is_dir()]
         compare_hosts({f"what is in {self.folder}": str(seen)})
@@ -128,7 +108,9 @@ class Checkpoints:
             meta = Meta.of(provenance, parts)  # before orbax writes: beside it sums take longer
             self._manager.wait_until_finished()  # whose step is noted
             self._newest = step
-            self._manager.save(step, args=contents(parts, meta), force=True)
+            # The parts as one tree: orbax begins to write it once it is copied, beside the next copy.
+            contents = dict(arrays=save_arrays(parts), meta=ocp.args.JsonSave(meta.to_json()))
+            self._manager.save(step, args=ocp.args.Composite(**contents), force=True)
 
     def _try_to_write(self) -> None:
         """Raises OSError where nothing can be written: orbax would go on to wait for minutes."""
@@ -162,8 +144,8 @@ class Checkpoints:
 
     def restore_latest(
         self, target: TrainState, check: Callable[[Provenance], object]
-    ) -> "Resumed | None":
-        """The newest sound checkpoint, or None if the run has saved none yet.
+    ) -> tuple[TrainState, Checkpoint] | None:
+        """The state of the newest sound checkpoint, and that; None if the run has saved none yet.
 
         Damaged ones are told in one line and renamed to ``STEP.damaged``, so that their steps can
         be saved again. With no sound one, nothing is renamed.
@@ -175,26 +157,31 @@ class Checkpoints:
         Raises:
             UserError: none is sound, or it holds other arrays than ``target``.
         """
-        candidates = [Saved(self.folder / str(step)) for step in self.listed if step > 0]
+
+        def resume(checkpoint: Checkpoint) -> tuple[TrainState, Checkpoint]:
+            check(checkpoint.meta.provenance)
+            return read_state(checkpoint, target), checkpoint
+
+        candidates = [Checkpoint(self.folder / str(step)) for step in self.listed if step > 0]
         if self._cut_off:
             say(f"warning: the save of {', '.join(self._cut_off)} was cut off; it is removed")
         if not candidates:
             return None
-        sound = newest_sound(candidates, lambda saved: read_state(saved, target, check))
-        self._set_aside(sound)
-        self._newest = self.saved_step = sound.saved.step
-        return sound.value
+        note = "; the damaged one is kept as STEP.damaged"
+        state, resumed = newest_sound(candidates, resume, note)
+        self._set_aside([one for one in candidates if one.step > resumed.step])
+        self._newest = self.saved_step = resumed.step
+        return state, resumed
 
-    def _set_aside(self, sound: "Sound[Resumed]") -> None:
-        if not sound.damaged:
+    def _set_aside(self, damaged: Sequence[Checkpoint]) -> None:
+        if not damaged:
             return
         if jax.process_index() == 0:
-            for saved in sound.damaged:
-                aside = saved.folder.with_name(f"{saved.folder.name}.damaged")
+            for checkpoint in damaged:
+                aside = checkpoint.folder.with_name(f"{checkpoint.folder.name}.damaged")
                 if aside.exists():
                     aside.rmtree()
-                saved.folder.rename(aside)
-            say(f"warning: {sound.warning()}; the damaged one is kept as STEP.damaged")
+                checkpoint.folder.rename(aside)
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
 
@@ -212,43 +199,27 @@ class Checkpoints:
             self._manager.close()
 
 
-class Resumed(NamedTuple):
-    """A state, and where it comes from."""
-
-    state: TrainState
-    provenance: Provenance
-    origin: str  # for the user: the checkpoint, and when it was written
-
-
-def read_state(saved: Saved, target: TrainState, check: Callable[[Provenance], object]) -> Resumed:
+def read_state(checkpoint: Checkpoint, target: TrainState) -> TrainState:
     """A saved state in the shapes and on the devices of ``target``.
 
     Where the run kept no average and is to keep one now, it begins with the weights.
 
     Raises:
-        UserError: the checkpoint holds other arrays, or ``check`` refuses it.
+        UserError: the checkpoint holds other arrays.
         Damaged: it is not what was saved.
     """
-    meta = saved.meta()
-    check(meta.provenance)
     wanted = state_parts(target)
-    begins = "ema" in wanted and "ema" not in meta.arrays
+    begins = "ema" in wanted and "ema" not in checkpoint.meta.leaves
     if begins:
         del wanted["ema"]
-    leaves = {part: saved.arrays(meta, part, arrays) for part, arrays in wanted.items()}
+    leaves = {part: checkpoint.leaves(part, arrays) for part, arrays in wanted.items()}
     if begins:
         leaves["ema"] = {name: jnp.copy(leaf) for name, leaf in leaves["model"].items()}
-        say(f"the average (optim.ema_decay) begins with the weights of step {saved.step}")
+        say(f"the average (optim.ema_decay) begins with the weights of step {checkpoint.step}")
     model = with_leaves(target.model, leaves["model"])
     ema = with_leaves(target.ema, leaves["ema"]) if "ema" in leaves else None
     rest = with_leaves(dataclasses.replace(target, model=None, ema=None), leaves["rest"])
-    state = dataclasses.replace(rest, model=model, ema=ema)
-    return Resumed(state, meta.provenance, _origin(saved))
-
-
-def _origin(saved: Saved) -> str:
-    written = datetime.fromtimestamp(saved.folder.stat().mtime)
-    return f"{saved.folder}, saved {written:%Y-%m-%d %H:%M}"
+    return dataclasses.replace(rest, model=model, ema=ema)
 
 
 def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
@@ -299,3 +270,18 @@ def config_changes(old: ConfigDict, new: ConfigDict) -> dict[str, str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     }
+
+
+@contextmanager
+def orbax_is_quiet() -> Iterator[None]:
+    """Orbax logs, with its traceback, every error that it raises as well."""
+
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    log = logging.getLogger("absl")
+    log.addFilter(not_of_orbax)
+    try:
+        yield
+    finally:
+        log.removeFilter(not_of_orbax)

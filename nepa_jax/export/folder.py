@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
-from nepa_jax.checkpoint.reading import Saved, from_newest_sound, workdir_of
-from nepa_jax.checkpoint.weights import Trained, open_trained
+from nepa_jax.checkpoint.reading import Checkpoint, find_checkpoints, newest_sound, workdir_of
+from nepa_jax.checkpoint.weights import Weights, open_weights
 from nepa_jax.config import to_json
 from nepa_jax.export.card import model_card
 from nepa_jax.export.own_files import check_place, put
@@ -79,22 +79,22 @@ def export(
     table = known_format(name)
     check_place(out)
 
-    def write(saved: Saved) -> ExportReport:
-        trained = open_trained(saved, ema, objective)
-        model, config = trained.model, trained.provenance.config
+    def written_from(checkpoint: Checkpoint) -> ExportReport:
+        weights = open_weights(checkpoint, ema, objective)
+        model, config = weights.model, weights.provenance.config
         if encoder_only and config.objective.name != encoder.NAME:
             model, config = encoder_alone(model, config)
         if image_size is not None:
             _check_side(image_size, config.model.patch_size)
             model, config = resize_model(model, config, image_size, table.resampling)
         theirs = export_config(config, name)
-        provenance = describe_origin(trained, config, name, ema)
-        metrics = metrics_at(path, trained.step)
+        provenance = describe_origin(weights, config, name, ema)
+        metrics = metrics_at(path, weights.step)
         written = put(out, lambda folder: _write_folder(
             folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
         return ExportReport(out, name, written, names_of(model, table), provenance)
 
-    return from_newest_sound(path, step, write)
+    return newest_sound(find_checkpoints(path, step), written_from)
 
 
 def names_of(model: nnx.Module, table: Format) -> Fit:
@@ -118,13 +118,13 @@ def _check_side(side: int, patch: int) -> None:
         )
 
 
-def describe_origin(trained: Trained, config: ConfigDict, name: str, ema: bool) -> dict[str, str]:
+def describe_origin(weights: Weights, config: ConfigDict, name: str, ema: bool) -> dict[str, str]:
     """What goes into the header of the weights: all text, as safetensors wants it."""
-    saved = trained.provenance
+    saved = weights.provenance
     return {
         "format": "pt",  # what Transformers looks for
         "nepa_jax.format": name,
-        "nepa_jax.step": str(trained.step),
+        "nepa_jax.step": str(weights.step),
         "nepa_jax.weights": "ema" if ema else "raw",
         "nepa_jax.versions": json.dumps(dict(saved.versions), sort_keys=True),
         "nepa_jax.fingerprint": saved.fingerprint,

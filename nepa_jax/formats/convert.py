@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +10,16 @@ import numpy as np
 from flax import nnx
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.base.lazy import LazyArray
 from nepa_jax.base.threads import ordered_map
 from nepa_jax.base.trees import named_leaves, with_leaves
-from nepa_jax.checkpoint.arrays import SavedArray
 from nepa_jax.formats.constants import constants
 from nepa_jax.formats.files import FLOATS, ArrayLike, equal
 from nepa_jax.formats.fit import Fit, Misfit
 from nepa_jax.formats.tables import Format
 
 Arrays = Mapping[str, ArrayLike]
-Leaf = np.ndarray | jax.Array | SavedArray  # a parameter of ours
+Leaf = np.ndarray | jax.Array | LazyArray  # a parameter of ours
 LARGE_BYTES = 2**26  # what is converted in several threads is smaller
 
 
@@ -136,11 +136,12 @@ class _Piece(NamedTuple):
 
 def _pieces(leaf: Leaf, parts: list[Entry]) -> Iterator[_Piece]:
     """Of a stack of layers on disk those layers that are read together; else the whole leaf."""
-    if not (isinstance(leaf, SavedArray) and isinstance(parts[0].index[0], int)):
+    together = getattr(leaf, "rows_together", 0)
+    if not (together and isinstance(parts[0].index[0], int)):
         yield _Piece(leaf, slice(None), parts)
         return
-    for start in range(0, leaf.shape[0], leaf.rows_together):
-        layers = range(start, start + leaf.rows_together)
+    for start in range(0, leaf.shape[0], together):
+        layers = range(start, start + together)
         inside = [part.counted_from(start) for part in parts if part.index[0] in layers]
         yield _Piece(leaf, slice(start, layers.stop), inside)
 
@@ -161,37 +162,30 @@ def fold_class_position(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fill(model: nnx.Module, table: Format, arrays: Arrays) -> nnx.Module:
-    """The model with what the arrays have, made by np.asarray; others keep their own value."""
+    """The model with what the arrays have, made when asked for; others keep their own value."""
     parts = _by_leaf(model, table)
 
     def filled(name: str, leaf: Any) -> Any:
-        complete = all(entry.theirs in arrays for entry in parts[name])
-        return _Filled(leaf.shape, parts[name], arrays) if complete else leaf
+        if not all(entry.theirs in arrays for entry in parts[name]):
+            return leaf
+        made = partial(_filled, leaf.shape, parts[name], arrays)
+        return LazyArray(leaf.shape, np.dtype(np.float32), made)
 
     leaves = {name: filled(name, leaf) for name, leaf in named_leaves(model).items()}
     return with_leaves(model, leaves)
 
 
-@dataclass(frozen=True)
-class _Filled:
-    """One of our leaves, which np.asarray makes of all of theirs that are parts of it."""
+def _filled(shape: tuple[int, ...], parts: list[Entry], arrays: Arrays) -> np.ndarray:
+    """One of our leaves, made of all of theirs that are parts of it."""
+    target = _empty(shape)
 
-    shape: tuple[int, ...]
-    parts: list[Entry]
-    arrays: Arrays
-    dtype = np.dtype(np.float32)
+    def fill_in(entry: Entry) -> None:
+        part = target[entry.index]
+        part[...] = entry.operation.restore(np.asarray(arrays[entry.theirs]), part.shape)
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        target = _empty(self.shape)
-
-        def fill_in(entry: Entry) -> None:
-            part = target[entry.index]
-            theirs = np.asarray(self.arrays[entry.theirs])
-            part[...] = entry.operation.restore(theirs, part.shape)
-
-        for _ in ordered_map(fill_in, self.parts, num_threads=2):
-            pass
-        return target
+    for _ in ordered_map(fill_in, parts, num_threads=2):
+        pass
+    return target
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:

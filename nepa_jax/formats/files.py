@@ -7,20 +7,22 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nepa_jax.base.errors import UserError, in_short
+from nepa_jax.base.lazy import LazyArray
 from nepa_jax.base.text import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 Stream = Iterable[tuple[str, np.ndarray]]
+ArrayLike = np.ndarray | LazyArray
 
 SAFETENSORS, NPZ, INDEX = "model.safetensors", "model.npz", "model.safetensors.index.json"
-# What weights may come in; arrays of another dtype can be in a file, and are never read.
+# What weights may come in, by the name that is the dtype of a LazyArray here; others are never read.
 FLOATS = {
     "float64": np.dtype(np.float64), "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -28,34 +30,10 @@ FLOATS = {
 SAFETENSORS_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-class ArrayLike(Protocol):
-    """An array, or one still on disk: what it holds is read by ``np.asarray``."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
-
-
 def equal(array: ArrayLike, values: np.ndarray) -> bool:
     """Whether an array holds these values, as far as its dtype can."""
     rounding = float(ml_dtypes.finfo(FLOATS[str(array.dtype)]).eps)
     return np.allclose(np.asarray(array, np.float32), values, rtol=1e-5, atol=max(1e-5, rounding))
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array on disk; ``np.asarray`` reads it.
-
-    ``dtype`` is a key of ``FLOATS``, or the file's own name of what is none of these.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return np.asarray(self.read(), dtype)
 
 
 @dataclass(frozen=True)
@@ -168,7 +146,7 @@ def read_safetensors(path: Path) -> Stored:
     return Stored(arrays, metadata)
 
 
-def _of_safetensors(path: Path, info: Mapping[str, Any], start: int) -> StoredArray:
+def _of_safetensors(path: Path, info: Mapping[str, Any], start: int) -> LazyArray:
     shape, found = tuple(info["shape"]), info["dtype"]
     name = SAFETENSORS_FLOATS.get(found, found)
     offset = start + info["data_offsets"][0]
@@ -176,7 +154,7 @@ def _of_safetensors(path: Path, info: Mapping[str, Any], start: int) -> StoredAr
     def read() -> np.ndarray:
         return np.fromfile(path, FLOATS[name], math.prod(shape), offset=offset).reshape(shape)
 
-    return StoredArray(shape, name, read)
+    return LazyArray(shape, name, read)
 
 
 def read_parts(index: Path, read: Callable[[Path], Stored]) -> Stored:
@@ -249,7 +227,7 @@ def read_npz(path: Path) -> Stored:
     return Stored(arrays, {})
 
 
-def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
+def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> LazyArray:
     """The header is parsed here, once: NumPy's parser must not run in several threads."""
     with archive.open(info) as file:
         shape, fortran, dtype = _npy_header(file)
@@ -268,7 +246,7 @@ def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stor
             raise UserError(f"{path}: {info.filename} is damaged ({error}); get it again") from None
         return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
-    return StoredArray(tuple(shape), name, read)
+    return LazyArray(tuple(shape), name, read)
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nepa_jax.base.errors import UserError, in_short
-from nepa_jax.formats.files import Stored, StoredArray
+from nepa_jax.base.lazy import LazyArray
+from nepa_jax.formats.files import Stored
 
 METADATA = "nepa_jax"  # the entry of our own files that is text by name
 
@@ -76,7 +77,7 @@ def _tensors(torch: Any, value: Any, prefix: str = "") -> Iterator[tuple[str, An
             yield from _tensors(torch, inner, f"{prefix}{key}.")
 
 
-def _stored(torch: Any, tensor: Any) -> StoredArray:
+def _stored(torch: Any, tensor: Any) -> LazyArray:
     dtype = str(tensor.dtype).removeprefix("torch.")
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     name = dtype if plain else f"{dtype} ({tensor.layout} on {tensor.device.type})"
@@ -85,4 +86,4 @@ def _stored(torch: Any, tensor: Any) -> StoredArray:
         values = tensor.detach()
         return (values.float() if dtype == "bfloat16" else values).numpy()
 
-    return StoredArray(tuple(tensor.shape), name, read)
+    return LazyArray(tuple(tensor.shape), name, read)

@@ -7,10 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,8 +21,9 @@ from nepa_jax.checkpoint.saving import Checkpoints, check_same_run, config_chang
 from nepa_jax.data.loader import Loader
 from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
 from nepa_jax.loading import load_onto
-from nepa_jax.mesh import batch_sharding, host_part, make_mesh, mesh_problems
+from nepa_jax.mesh import host_part, make_mesh, mesh_problems
 from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.run.feed import DeviceBatches, abstract_batch
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
     CheckpointHook,
@@ -42,12 +41,6 @@ from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throug
 from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
-
-
-class Feed(Protocol):
-    """What the loop takes its batches from; see train.DeviceBatches."""
-
-    waited_s: float  # for data, in all
 
 
 @dataclass
@@ -86,15 +79,16 @@ class Run:
         with self.goodput.spent("restore"):
             resumed = self.checkpoints.restore_latest(target, check)
         if resumed is not None:
-            changes = check(resumed.provenance)
+            state, checkpoint = resumed
+            changes = check(checkpoint.meta.provenance)
             with_changes = f", with {'; '.join(changes)}" if changes else ""
-            say(f"resuming at step {int(resumed.state.step)}{with_changes} (from {resumed.origin})")
-            return resumed.state
+            say(f"resuming at step {int(state.step)}{with_changes} (from {checkpoint.origin})")
+            return state
         lost = from_first_host(lambda: lost_checkpoints(self.workdir, self.goodput))
         if lost:
             raise UserError(lost)
         source = self._first_weights()
-        weights = first_weights(source, target.model, self.config) if source else None
+        weights = weights_at(source, target.model, self.config) if source else None
         return create_state(self.config, self.objective, self.mesh, weights)
 
     def _first_weights(self) -> str:
@@ -126,18 +120,13 @@ class Run:
     def _compile(self, config: ConfigDict) -> Update:
         state = abstract_state(config, self.objective, self.mesh)
         update = make_update(config, self.objective, self.mesh)
-        return update.lower(state, self._abstract_batch()).compile()
-
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        data, sharding = self.loader.config, batch_sharding(self.mesh)
-        images = (data.batch_size, *data.image_size, data.channels)
-        batch = {"image": jax.ShapeDtypeStruct(images, np.uint8, sharding=sharding)}
-        for name in ("row", "label") if self.loader.records.labelled else ("row",):
-            batch[name] = jax.ShapeDtypeStruct(images[:1], np.int32, sharding=sharding)
-        return batch
+        batch = abstract_batch(self.loader.config, self.loader.records.labelled, self.mesh)
+        return update.lower(state, batch).compile()
 
     @contextmanager
-    def hooks(self, data: Feed, start: int, profile: ProfileRequest) -> Iterator[list[Hook]]:
+    def hooks(
+        self, data: DeviceBatches, start: int, profile: ProfileRequest
+    ) -> Iterator[list[Hook]]:
         """Logging, guarding, saving, profiling; to be closed in order when the loop ends well."""
         config, flops = self.config, self.objective.describe(self.config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
@@ -258,7 +247,7 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def first_weights(path: str, target: nnx.Module, config: ConfigDict) -> nnx.Module:
+def weights_at(path: str, target: nnx.Module, config: ConfigDict) -> nnx.Module:
     """The weights at ``path`` for step 0, laid out as the target; a teacher begins with them too.
 
     Raises:

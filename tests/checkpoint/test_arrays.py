@@ -11,9 +11,9 @@ import pytest
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nepa_jax.checkpoint.arrays import SavedArray, open_arrays
-from nepa_jax.checkpoint.meta import Damaged, Held, held
-from nepa_jax.checkpoint.reading import MIN_PIECE_BYTES, array_handler, save_arrays
+from nepa_jax.base.lazy import LazyArray
+from nepa_jax.checkpoint.arrays import MIN_PIECE_BYTES, array_handler, open_part, save_arrays
+from nepa_jax.checkpoint.meta import Damaged, LeafMeta, described
 
 LAYERS = 6
 STACK = np.random.default_rng(0).normal(size=(LAYERS, MIN_PIECE_BYTES // 64, 16)).astype("f4")
@@ -32,8 +32,8 @@ def write(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         checkpointer.save(path, args=save_arrays({"model": jax.device_put(arrays)}))
 
 
-def opened(folder: epath.Path, name: str) -> SavedArray:
-    return open_arrays(folder, {f"model/{name}": held(ARRAYS)[name]})[f"model/{name}"]
+def opened(folder: epath.Path, name: str, saved: LeafMeta | None = None) -> LazyArray:
+    return open_part(folder, "model", {name: saved or described(ARRAYS)[name]})[name].lazy()
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -56,7 +56,7 @@ def test_so_it_does_where_several_devices_wrote_it(tmp_path, axis):
     where = NamedSharding(devices, PartitionSpec(*[None] * axis, "fsdp"))
     path = epath.Path(tmp_path / "arrays")
     write(path, {"wide": jax.device_put(wide, where)})
-    array = open_arrays(path, {"model/wide": held({"wide": wide})["wide"]})["model/wide"]
+    array = opened(path, "wide", described({"wide": wide})["wide"])
     assert array.rows_together == 1
     np.testing.assert_array_equal(np.asarray(array), wide)
 
@@ -72,12 +72,12 @@ def test_rows_are_read_in_any_order_by_several_threads_and_again(folder):
             np.testing.assert_array_equal(values, STACK[part])
 
 
-def other_sums(name: str) -> Held:
-    return held(ARRAYS)[name]._replace(sums=(1, 2))
+def other_sums(name: str) -> LeafMeta:
+    return described(ARRAYS)[name]._replace(sums=(1, 2))
 
 
 def test_other_values_are_found_out_in_whole_and_with_the_last_rows(folder):
-    array = open_arrays(folder, {"model/stack": other_sums("stack")})["model/stack"]
+    array = opened(folder, "stack", other_sums("stack"))
     with pytest.raises(Damaged, match="model/stack is not what was saved"):
         np.asarray(array)
     for row in range(1, LAYERS):
@@ -89,12 +89,12 @@ def test_other_values_are_found_out_in_whole_and_with_the_last_rows(folder):
 @pytest.mark.parametrize("other", [{"dtype": "int32"}, {"shape": (1,)}])
 def test_another_array_in_its_place_is_found_out_at_once(folder, other):
     with pytest.raises(Damaged, match="model/small is not what was saved"):
-        open_arrays(folder, {"model/small": held(ARRAYS)["small"]._replace(**other)})
+        opened(folder, "small", described(ARRAYS)["small"]._replace(**other))
 
 
 def test_what_is_missing_or_cut_off_is_named(folder, tmp_path):
     with pytest.raises(Damaged, match="model/none cannot be read"):
-        open_arrays(folder, {"model/none": other_sums("small")})
+        opened(folder, "none", other_sums("small"))
     write(epath.Path(tmp_path / "arrays"), ARRAYS)
     array = opened(epath.Path(tmp_path / "arrays"), "stack")
     for path in Path(tmp_path).rglob("ocdbt.process_0/d/*"):

@@ -24,9 +24,9 @@ from nepa_jax.base.errors import RunDiverged, UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.checkpoint.checksums import BLOCK, _of_devices, checksum, checksums
 from nepa_jax.checkpoint.meta import Damaged, Provenance
-from nepa_jax.checkpoint.reading import find_saved
+from nepa_jax.checkpoint.reading import find_checkpoints
 from nepa_jax.checkpoint.saving import Checkpoints, read_state, state_parts
-from nepa_jax.checkpoint.weights import load_trained, save_weights
+from nepa_jax.checkpoint.weights import load_weights, save_weights
 from nepa_jax.config import base_config
 from nepa_jax.run.metrics import read_metrics
 from nepa_jax.run.setup import set_up
@@ -144,7 +144,7 @@ def save(workdir: Path, *steps: int, **keep: int) -> None:
 
 def restore_latest(workdir: Path) -> TrainState:
     with Checkpoints(str(workdir), keep_last=9) as checkpoints:
-        return checkpoints.restore_latest(make_state(0), lambda provenance: None).state
+        return checkpoints.restore_latest(make_state(0), lambda provenance: None)[0]
 
 
 def steps_in(workdir: Path) -> list[str]:
@@ -201,9 +201,9 @@ def test_a_damaged_file_of_any_kind_is_noticed_or_changes_nothing(pristine, tmp_
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(original, broken)
         damage([broken / name for name in names], DAMAGES[how])
-        (saved,) = find_saved(str(tmp_path), None)
+        (saved,) = find_checkpoints(str(tmp_path), None)
         try:
-            assert same(read_state(saved, make_state(0), lambda _: None).state, make_state(6)), kind
+            assert same(read_state(saved, make_state(0)), make_state(6)), kind
             unnoticed.add(kind)
         except Damaged as error:
             assert "cannot be read" in str(error) or "is not what was saved" in str(error)
@@ -260,8 +260,8 @@ def test_a_state_comes_back_on_other_devices(tmp_path):
             lambda leaf, place=place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             state,
         )
-        (saved,) = find_saved(str(tmp_path), 3)
-        restored = read_state(saved, target, lambda _: None).state
+        (saved,) = find_checkpoints(str(tmp_path), 3)
+        restored = read_state(saved, target)
         assert same(restored, state)
         assert restored.model.kernel[...].sharding.num_devices == devices
 
@@ -273,11 +273,11 @@ def test_the_last_n_and_every_mth_are_kept(tmp_path):
 
 def test_other_arrays_are_no_damage(pristine, tmp_path):
     shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
-    (saved,) = find_saved(str(tmp_path), 6)
+    (saved,) = find_checkpoints(str(tmp_path), 6)
     other = make_state(0)
     other.extra = {"mask": jnp.zeros(65, bool)}
     with pytest.raises(UserError, match=r"other arrays.*extra/mask"):
-        read_state(saved, other, lambda _: None)
+        read_state(saved, other)
 
 
 # Saves that fail
@@ -340,7 +340,7 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_end(dataset, finished,
     files = [newest / name for name in kinds(newest)["arrays/ocdbt.process_0/d/*"]]
     (holder,) = (path for path in files if weights in path.read_bytes())
     damage([holder], lambda old: old.replace(weights, DAMAGES["flipped"](weights)))
-    assert load_trained(str(tmp_path), ema=False).step == 2
+    assert load_weights(str(tmp_path), ema=False).step == 2
     assert newest.is_dir()  # only the run itself sets anything aside
     assert same(run(dataset, tmp_path), end)
     said = capsys.readouterr().out
@@ -405,8 +405,8 @@ def test_weights_are_made_as_they_are_written(tmp_path):
     model = jax.tree.map(lambda _: Made(), shapes)
     save_weights(str(tmp_path), 0, model, PROVENANCE)
     assert 1 <= Made.most <= 3 and not Made.alive
-    (saved,) = find_saved(str(tmp_path), None)
-    found = saved.arrays_on_disk(saved.meta(), "model", named_leaves(shapes))
+    (saved,) = find_checkpoints(str(tmp_path), None)
+    found = saved.lazy_leaves("model", named_leaves(shapes))
     assert all(np.asarray(array)[0, 0] in (1, 2, 3) for array in found.values())
 
 
@@ -427,13 +427,13 @@ def test_weights_that_cannot_be_saved_leave_no_checkpoint(tmp_path, error):
 
 def test_weights_of_any_step_can_be_had(finished):
     workdir, _ = finished
-    assert load_trained(str(workdir), ema=True).step == 4
-    assert load_trained(str(workdir), ema=True, step=2).step == 2
-    assert load_trained(str(workdir / "checkpoints" / "2"), ema=False).step == 2
+    assert load_weights(str(workdir), ema=True).step == 4
+    assert load_weights(str(workdir), ema=True, step=2).step == 2
+    assert load_weights(str(workdir / "checkpoints" / "2"), ema=False).step == 2
     with pytest.raises(UserError, match=r"no checkpoint of step 3; choose from 2, 4"):
-        load_trained(str(workdir), ema=False, step=3)
+        load_weights(str(workdir), ema=False, step=3)
     with pytest.raises(UserError, match="holds no complete checkpoint"):
-        load_trained(str(workdir / "checkpoints"), ema=False)
+        load_weights(str(workdir / "checkpoints"), ema=False)
 
 
 def test_no_checkpoint_holds_a_state_that_is_not_finite(dataset, tmp_path, monkeypatch):
@@ -448,6 +448,6 @@ def test_no_checkpoint_holds_a_state_that_is_not_finite(dataset, tmp_path, monke
     with pytest.raises(RunDiverged, match="the last 4 of 4 steps"):
         run(dataset, tmp_path / "run", objective__name="nan_objective")
     assert not (tmp_path / "run" / "DONE").exists()
-    trained = load_trained(str(tmp_path / "run"), ema=False)
+    trained = load_weights(str(tmp_path / "run"), ema=False)
     assert trained.step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.model))

@@ -12,9 +12,9 @@ from safetensors import safe_open
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
-from nepa_jax.checkpoint import reading
+from nepa_jax.checkpoint import arrays
 from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.weights import load_trained, save_weights
+from nepa_jax.checkpoint.weights import load_weights, save_weights
 from nepa_jax.config import to_json
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
@@ -32,7 +32,7 @@ WAYS = [
 
 
 def trained(workdir, alone):
-    found = load_trained(workdir, ema=False)
+    found = load_weights(workdir, ema=False)
     return encoder_alone(found.model, found.provenance.config)[0] if alone else found.model
 
 
@@ -43,7 +43,7 @@ def test_out_and_in_again_is_bit_exact(kit, workdir, tmp_path, name, variant, al
     found = import_checkpoint(str(tmp_path / "out"), name, str(tmp_path / "in"))
     assert found.names.complete
     kit.assert_same(
-        trained(workdir(variant), alone), load_trained(str(tmp_path / "in"), ema=False).model
+        trained(workdir(variant), alone), load_weights(str(tmp_path / "in"), ema=False).model
     )
 
 
@@ -52,7 +52,7 @@ def test_however_the_checkpoint_lies_on_disk(
     kit, workdir, tmp_path, monkeypatch, layer_bytes, large_bytes
 ):
     """Layer by layer, converted in threads; or leaf by leaf, one at a time."""
-    monkeypatch.setattr(reading, "MIN_PIECE_BYTES", layer_bytes)
+    monkeypatch.setattr(arrays, "MIN_PIECE_BYTES", layer_bytes)
     monkeypatch.setattr(convert, "LARGE_BYTES", large_bytes)
     config = kit.make_config("nepa")
     origin = Provenance.of(config, "abc" * 9)
@@ -73,7 +73,7 @@ def test_in_by_their_config_alone(kit, workdir, tmp_path, name, variant, alone):
     forget_origin(out)
     found = import_checkpoint(str(out), name, str(tmp_path / "in"))
     kit.assert_same(
-        trained(workdir(variant), alone), load_trained(str(tmp_path / "in"), ema=False).model
+        trained(workdir(variant), alone), load_weights(str(tmp_path / "in"), ema=False).model
     )
     assert tuple(found.config.model.pixel_mean) == tuple(kit.make_config(variant).model.pixel_mean)
 
@@ -119,7 +119,7 @@ def test_the_header_and_the_card_say_where_weights_come_from(workdir, tmp_path):
         header = opened.metadata()
     assert header["nepa_jax.step"] == "7" and header["nepa_jax.weights"] == "raw"
     assert header["nepa_jax.config"] == to_json(
-        load_trained(workdir("nepa"), ema=False).provenance.config
+        load_weights(workdir("nepa"), ema=False).provenance.config
     )
     assert "nepa_jax" in json.loads(header["nepa_jax.versions"])
     card = (tmp_path / "out" / "README.md").read_text()
@@ -262,7 +262,7 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
     )
     assert found.names.complete
     kit.assert_same(
-        trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
+        trained(workdir("mae"), False), load_weights(str(tmp_path / "in"), ema=False).model
     )
 
 
@@ -276,7 +276,7 @@ def test_an_exported_mae_becomes_a_pth_by_the_script_in_its_folder(
     subprocess.run([sys.executable, str(out / "to_pth.py"), str(pth)], check=True)
     import_checkpoint(str(pth), "mae", str(tmp_path / "in"))
     kit.assert_same(
-        trained(workdir("mae"), False), load_trained(str(tmp_path / "in"), ema=False).model
+        trained(workdir("mae"), False), load_weights(str(tmp_path / "in"), ema=False).model
     )
 
 

@@ -24,6 +24,7 @@ COPIED = ("nepa_jax", "configs", "launch", "tests", "pyproject.toml", "README.md
 GOLDEN_NEPA = "tests/objectives/test_golden_nepa.py::"
 GOLDEN_MAE = "tests/objectives/test_golden_mae.py::"
 DRAWS = "tests/objectives/test_draws.py::"
+CONTRACT = "tests/objectives/test_contract.py::"
 STEP = "tests/test_step.py::"
 TRAIN = "tests/test_train.py::"
 LOADER = "tests/data/test_loader.py::"
@@ -194,6 +195,20 @@ MUTANTS = (
             f"{STEP}test_an_update_that_is_not_finite_changes_nothing_though_loss_and_gradient_are",
             f"{TRAIN}test_a_run_of_nothing_but_nan_is_not_done[update]",
         ),
+    ),
+    Mutant(
+        "a teacher that moves though the step is thrown away",
+        "step.py",
+        "(state.model, state.opt_state, state.ema, state.extra)",
+        "(state.model, state.opt_state, state.ema, extra)",
+        (f"{CONTRACT}test_a_step_that_is_thrown_away_moves_neither_teacher_nor_centre",),
+    ),
+    Mutant(
+        "a teacher that forgets the weights a run begins with",
+        "step.py",
+        "init_extra(config, model)",
+        "init_extra(config, objective.init_model(config, nnx.Rngs(config.run.seed)))",
+        (f"{CONTRACT}test_a_run_that_begins_with_given_weights_has_a_teacher_of_these",),
     ),
     Mutant(
         "every epoch in the same order",

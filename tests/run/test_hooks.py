@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from nepa_jax.base.errors import RunDiverged
+from nepa_jax.objectives import nepa
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
     PROFILED_ON_SIGNAL,
@@ -37,7 +38,7 @@ HEALTHY = {
 
 def said(capsys: pytest.CaptureFixture, *logged: dict[str, float]) -> list[str]:
     """The warnings of a run that logs these at steps 1, 2, …"""
-    report = Report([], start_step=0, total_steps=10)
+    report = Report([], start_step=0, total_steps=10, alarms=nepa.alarms)
     for step, changes in enumerate(logged, start=1):
         report(step, HEALTHY | changes)
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
@@ -56,7 +57,7 @@ def test_collapse_is_told_once_with_a_remedy(capsys):
 def test_waiting_for_data_is_told_once_but_not_at_the_first_step(capsys):
     waiting = {"time/data_wait_s": 0.2}
     (warning,) = said(capsys, waiting, waiting, waiting)
-    assert "at step 2" in warning and "data.decode=fast" in warning
+    assert "at step 2" in warning and "data.resize=fast" in warning
 
 
 @pytest.mark.trial

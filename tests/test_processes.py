@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
-from ports import free_port
+from children import free_port
 
 from nepa_jax.run.metrics import read_metrics
 

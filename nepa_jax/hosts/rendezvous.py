@@ -8,63 +8,21 @@ sends ends the run or keeps the others waiting. Nothing is encrypted: this is fo
 """
 
 import asyncio
-import hmac
-import ipaddress
-import json
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 
 from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.base.progress import warn
-from nepa_jax.base.text import parse_json
+from nepa_jax.hosts.place import RETRY_S, Place, own_address, resolve
+from nepa_jax.hosts.words import LONGEST_LINE, Answer, Hello, line_of, mark, read, read_line, same
 
-NAME_TIMEOUT_S = 30.0  # a pod's own name may become known later than its neighbours start
 HELLO_TIMEOUT_S = 5.0  # for all that one connection has to say
-RETRY_S = 0.5
-LONGEST_LINE = 16_384  # bytes
 MOST_UNHEARD = 64  # connections that have not said yet that they belong here
 MOST_TOLD = 10  # lines about strangers
-LONGEST_NAME = 64  # characters of a machine's name that are shown
-LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A process of a run: where the hosts meet, how many they are, and which one this is."""
-
-    host: str  # of process 0
-    port: int
-    processes: int
-    process: int
-    token: str = field(default="", repr=False, compare=False)  # the same on all hosts of the run
-
-    @property
-    def address(self) -> str:
-        return joined(self.host, self.port)
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What a process says of itself when it connects."""
-
-    mark: str  # of its run
-    process: int
-    processes: int
-    name: str  # of its machine
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What process 0 tells each of the others when all have come, or at the deadline."""
-
-    mark: str
-    code: int  # 0: all are there; else the exit code, 1 if the same may work later, 2 if not
-    error: str
 
 
 def meet(place: Place, timeout_s: float) -> None:
@@ -81,80 +39,6 @@ def meet(place: Place, timeout_s: float) -> None:
         answer = join(place, timeout_s)
     if answer.code:
         raise (UserError if answer.code == 2 else UnavailableError)(answer.error)
-
-
-def resolve(place: Place) -> list[str]:
-    """The addresses of the coordinator, IPv4 first; waits a little until its name is known.
-
-    Raises:
-        UnavailableError: it stays unknown.
-        UserError: no machine can have this name.
-    """
-    deadline = time.monotonic() + NAME_TIMEOUT_S
-    while True:
-        try:
-            found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
-            return sorted({info[4][0] for info in found}, key=lambda address: ":" in address)
-        except ValueError:
-            raise UserError(
-                f"--coordinator={place.address}: {place.host!r} cannot be the name of a machine"
-            ) from None
-        except socket.gaierror:
-            if time.monotonic() > deadline:
-                raise UnavailableError(
-                    f"--coordinator={place.address}: the host {place.host!r} is unknown here; give "
-                    "the name or address of process 0's machine as the other hosts see it"
-                ) from None
-        time.sleep(RETRY_S)
-
-
-def own_address(place: Place) -> str:
-    """The address that process 0 listens at, itself and jax after it; "" for all of its machine's.
-
-    It is the one that was given. A name does for it only if it stands for one address, and that is
-    this machine's: many a machine knows its own name as 127.0.1.1, where no other host reaches it,
-    and a pod may be reached through an address that it does not have.
-    """
-    first, *others = resolve(place)
-    if place.host == first or place.host in LOOPBACK_NAMES:
-        return first if is_own(first) else ""
-    return "" if others or is_loopback(first) or not is_own(first) else first
-
-
-def is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
-
-
-def is_own(address: str) -> bool:
-    """Whether this machine can listen at an address."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
-
-
-def joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def mark(place: Place, role: str) -> str:
-    """Shows that one belongs to the run, without saying its token.
-
-    What process 0 answers does not serve for a hello: a stranger could send it back.
-    """
-    return hmac.new(encoded(place.token), role.encode(), "sha256").hexdigest()
-
-
-def same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(encoded(given), encoded(wanted))
-
-
-def encoded(text: str) -> bytes:
-    """Also of what is no Unicode text: paths and JSON may hold halves of a pair."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 # Process 0
@@ -253,7 +137,7 @@ class Meeting:
         """Takes one of the run's processes in; any other is told why not, and let go."""
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello = read_hello(await reader.readline())
+                hello = read(Hello, await reader.readline())
         except TimeoutError:
             self._tell(f"{peer} did not say who it is within {HELLO_TIMEOUT_S:g} s")
             return None
@@ -267,7 +151,7 @@ class Meeting:
         if not error:
             self._enter(hello, writer)
             return hello
-        self._tell(f"{hello.name} ({peer}), --process={number(hello.process)}: {error}")
+        self._tell(f"{hello.machine} ({peer}), --process={number(hello.process)}: {error}")
         await dismiss(Answer(mark(self._place, "answer"), 2, error), reader, writer)
         return None
 
@@ -276,7 +160,7 @@ class Meeting:
         count = self._place.processes
         if hello.processes != count:
             return (
-                f"process {number(hello.process)} ({hello.name}) was started with --processes="
+                f"process {number(hello.process)} ({hello.machine}) was started with --processes="
                 f"{number(hello.processes)}, process 0 with {count}; give all the same"
             )
         if not 0 < hello.process < count:
@@ -284,13 +168,13 @@ class Meeting:
         if hello.process in self._names:
             return (
                 f"--process={hello.process} was started twice, on {self._names[hello.process]} and "
-                f"{hello.name}; number the processes from 0 to {count - 1}"
+                f"{hello.machine}; number the processes from 0 to {count - 1}"
             )
         return ""
 
     def _enter(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
         keep_alive(writer.get_extra_info("socket"))
-        self._names[hello.process] = hello.name
+        self._names[hello.process] = hello.machine
         if len(self._names) == self._place.processes - 1:
             self._all_here.set()
 
@@ -330,22 +214,6 @@ class Meeting:
         )
 
 
-def read_hello(line: bytes) -> Hello:
-    """The hello in a line.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not line:
-        raise ValueError("it hung up")
-    said = parse_json(line, dict)
-    values = [said.get(key) for key in Hello.__dataclass_fields__]
-    if [type(value) for value in values] != [str, int, int, str]:
-        raise ValueError("it does not say its run, its number, how many there are and its name")
-    run, process, processes, name = values
-    return Hello(run, process, processes, name[:LONGEST_NAME])
-
-
 def number(value: int) -> str:
     """In a few characters, however long it is."""
     return str(value) if abs(value) < 10**9 else "(a long number)"
@@ -365,7 +233,7 @@ async def dismiss(
     """Sends the answer; then the other end hangs up first, which leaves the port free for jax."""
     with suppress(TimeoutError):
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            writer.write(json.dumps(asdict(answer)).encode() + b"\n")
+            writer.write(line_of(answer))
             await writer.drain()
             await reader.read(1)
 
@@ -411,40 +279,8 @@ def greet(place: Place, timeout_s: float) -> Answer:
     name = socket.gethostname()
     hello = Hello(mark(place, "hello"), place.process, place.processes, name)
     with socket.create_connection((place.host, place.port), timeout=HELLO_TIMEOUT_S) as line:
-        line.sendall(json.dumps(asdict(hello)).encode() + b"\n")
-        answer = read_answer(read_line(line, time.monotonic() + timeout_s + HELLO_TIMEOUT_S))
+        line.sendall(line_of(hello))
+        answer = read(Answer, read_line(line, time.monotonic() + timeout_s + HELLO_TIMEOUT_S))
     if not same(answer.mark, mark(place, "answer")):
         raise ValueError("another run is there, whose --workdir or NEPA_JAX_TOKEN is another")
     return answer
-
-
-def read_answer(line: bytes) -> Answer:
-    """The answer in a line.
-
-    Raises:
-        ValueError: it is none.
-    """
-    said = parse_json(line, dict)
-    answer = Answer(*(said.get(key) for key in Answer.__dataclass_fields__))
-    if not (type(answer.mark) is type(answer.error) is str and answer.code in (0, 1, 2)):
-        raise ValueError("something else is there")
-    return answer
-
-
-def read_line(line: socket.socket, deadline: float) -> bytes:
-    """The bytes up to a line's end.
-
-    Raises:
-        OSError: the other end hung up before that, or was not ready by the deadline.
-        ValueError: the line is too long.
-    """
-    text = b""
-    while not text.endswith(b"\n"):
-        if len(text) > LONGEST_LINE:
-            raise ValueError("what it says is too long")
-        line.settimeout(max(deadline - time.monotonic(), 0.001))
-        part = line.recv(LONGEST_LINE)
-        if not part:
-            raise ConnectionError("the connection was closed")
-        text += part
-    return text

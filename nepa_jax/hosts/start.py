@@ -1,13 +1,10 @@
 """Several hosts as one run: start together, agree on what they run, stop at the same step."""
 
 import atexit
-import ipaddress
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 from jax._src import clusters
@@ -16,14 +13,12 @@ from nepa_jax.base.errors import UnavailableError, UserError, in_short
 from nepa_jax.base.waiting import told
 from nepa_jax.hosts import rendezvous
 from nepa_jax.hosts.agree import client, unavailable
-from nepa_jax.hosts.rendezvous import Place
+from nepa_jax.hosts.place import Place, checked, joined, own_address
 
 ARRIVAL_TIMEOUT_S = 300  # hosts of a pod start minutes apart: images are pulled, names spread
 CONNECT_TIMEOUT_S = 60  # of jax itself, once all have met
 HEARTBEAT_TIMEOUT_S = 30  # after a host died without a word, the others end within a minute
 LEAVE_TIMEOUT_S = 5  # after an error: do the others fail too?
-MOST_PROCESSES = 100_000  # ten times the largest pods
-ADDRESS = re.compile(r"(\[(?P<ip6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[\w.%:-]+)):(?P<port>[0-9]{1,5})")
 
 
 def start(
@@ -78,8 +73,8 @@ def bind_address(place: Place) -> str | None:
     """Where jax's coordinator listens, which process 0 holds; None: as jax does by itself."""
     if place.process or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return None
-    own = rendezvous.own_address(place)
-    return rendezvous.joined(own, place.port) if own else None
+    own = own_address(place)
+    return joined(own, place.port) if own else None
 
 
 def surroundings() -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
@@ -102,42 +97,6 @@ def surroundings() -> tuple[str | None, int | None, int | None, Sequence[int] | 
             f"({in_short(error)}); give --coordinator=HOST:PORT --processes=N --process=I, or "
             "--coordinator=localhost:1234 --processes=1 --process=0 for this machine alone"
         ) from None
-
-
-def checked(given: Mapping[str, Any], token: str) -> Place:
-    """The three values as a place.
-
-    Raises:
-        UserError: one is missing or wrong.
-    """
-    missing = [name for name, value in given.items() if value is None]
-    if missing:
-        there = ", ".join(name for name in given if name not in missing)
-        raise UserError(f"{there} without {', '.join(missing)}; give all three, or none")
-    coordinator, processes, process = given.values()
-    written = ADDRESS.fullmatch(coordinator)
-    if not written or not 0 < int(written["port"]) < 65536:
-        raise UserError(
-            f"--coordinator={coordinator}: is not HOST:PORT; give for example 10.0.0.2:8476"
-        )
-    host = written["ip6"] or written["host"]
-    with suppress(ValueError):  # a name
-        host = str(ipaddress.ip_address(host))
-    if host in ("0.0.0.0", "::"):
-        raise UserError(
-            f"--coordinator={coordinator}: is no address that others can reach; give process 0's "
-            "name or address as the other hosts see it"
-        )
-    if not 1 <= processes <= MOST_PROCESSES:
-        raise UserError(
-            f"--processes={processes}: give the number of processes, 1 to {MOST_PROCESSES}"
-        )
-    if not 0 <= process < processes:
-        raise UserError(
-            f"--process={process}: is not among the {processes} of --processes; "
-            f"give 0 to {processes - 1}, each once"
-        )
-    return Place(host, int(written["port"]), processes, process, token)
 
 
 @contextmanager

@@ -242,7 +242,7 @@ def configs(args: Namespace) -> None:
 )  # fmt: skip
 def export(args: Namespace) -> None:
     from nepa_jax.export.folder import export
-    from nepa_jax.export.report import print_names, print_parity
+    from nepa_jax.export.printing import print_names, print_parity
 
     report = export(
         args.path, args.format, args.out, ema=args.ema, step=args.step,
@@ -272,7 +272,7 @@ def export(args: Namespace) -> None:
 )  # fmt: skip
 def import_(args: Namespace) -> None:
     from nepa_jax.export.importing import import_checkpoint
-    from nepa_jax.export.report import print_names
+    from nepa_jax.export.printing import print_names
     from nepa_jax.formats.sources import Choices
 
     report = import_checkpoint(

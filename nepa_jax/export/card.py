@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from nepa_jax.base.text import printable
+from nepa_jax.objectives.encoder import is_causal
 
 # How to load FOLDER in each library; words in capitals are filled in from the config.
 LOADING = {
@@ -115,9 +116,10 @@ def text(value: object) -> str:
 
 def loading_lines(name: str, config: ConfigDict) -> str:
     """The lines with this model's values in them."""
-    causal = bool(config.objective.get("causal", False))
     lines = LOADING[name].replace("EPS", str(config.model.norm_eps))
-    return lines.replace("CAUSAL", str(causal)).replace("ARGUMENTS", arguments(name, config))
+    return lines.replace("CAUSAL", str(is_causal(config))).replace(
+        "ARGUMENTS", arguments(name, config)
+    )
 
 
 def arguments(name: str, config: ConfigDict) -> str:

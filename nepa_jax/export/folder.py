@@ -19,6 +19,7 @@ from nepa_jax.export.card import model_card
 from nepa_jax.export.own_files import check_place, put
 from nepa_jax.export.resize import resize_model
 from nepa_jax.formats import files
+from nepa_jax.formats.config_tables import CONFIG_TABLES
 from nepa_jax.formats.configs import export_config
 from nepa_jax.formats.convert import array_shapes, entries, stream_arrays
 from nepa_jax.formats.fit import Fit
@@ -31,7 +32,6 @@ from nepa_jax.run.metrics import read_metrics
 MAX_PART_BYTES = 5 * 10**9
 MAX_PATCHES = 1 << 16  # of an image: 4096 px at a patch side of 16
 TORCH_MODEL = Path(__file__).parent / "torch_model"
-SHIPPED = {"nepa": ("configuration_nepa.py", "modeling_nepa.py"), "mae": ("to_pth.py",)}
 
 
 @dataclass(frozen=True)
@@ -138,25 +138,25 @@ def _write_folder(
     provenance: Mapping[str, str], metrics: dict[str, float], max_part_bytes: int,
 ) -> None:  # fmt: skip
     shapes, stream = array_shapes(model, table), stream_arrays(model, table)
-    if table.name == "big_vision":
+    if table.flax:
         files.write_npz(folder / files.NPZ, stream)
     else:
         files.write_safetensors(folder, shapes, stream, provenance, max_part_bytes)
-    for name, content in side_files(table.name, config, theirs).items():
+    for name, content in side_files(table, config, theirs).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")
-    for name in SHIPPED.get(table.name, ()):
+    for name in table.shipped:
         shutil.copyfile(TORCH_MODEL / name, folder / name)
     (folder / "README.md").write_text(model_card(table.name, config, provenance, metrics))
 
 
-def side_files(name: str, config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
+def side_files(table: Format, config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
     """The config and preprocessing files of a format, as JSON values."""
-    if name in ("mae", "big_vision"):
+    if not CONFIG_TABLES[table.name].keys:
         return {}
-    if name in ("timm", "timm_eva"):
+    if table.library == "timm":
         return {"config.json": timm_config(config, theirs)}
-    auto = {"auto_map": AUTO_MAP} if name == "nepa" else {}
+    auto = {"auto_map": AUTO_MAP} if table.name == "nepa" else {}
     settings = {**auto, **theirs, "dtype": "float32"}
     return {"config.json": settings, "preprocessor_config.json": image_processor(config)}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.base.text import read_json
 from nepa_jax.formats.sources import PROVENANCE
+from nepa_jax.formats.tables import FORMATS
 
 FILES = "nepa_jax.files"  # in provenance.json: digests by name, as JSON text
 # The names that an export gives: a list of another folder's files must not make us remove others.
@@ -25,7 +26,7 @@ WEIGHTS = re.compile(
 BESIDE = frozenset(
     (
         *("README.md", "config.json", "preprocessor_config.json", PROVENANCE),
-        *("configuration_nepa.py", "modeling_nepa.py", "to_pth.py"),
+        *(name for table in FORMATS.values() for name in table.shipped),
     )
 )
 UNFINISHED = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # what a killed export leaves

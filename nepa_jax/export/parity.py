@@ -14,15 +14,11 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.formats.sources import open_source
+from nepa_jax.formats.tables import Format
 from nepa_jax.loading import Loaded, load
 from nepa_jax.objectives.encoder import is_causal
 
 LARGEST_DIFFERENCE = 1e-4
-# What each format runs in.
-LIBRARIES = {
-    "nepa": "transformers", "vit_mae": "transformers", "vit": "transformers",
-    "mae": "timm", "timm": "timm", "timm_eva": "timm", "big_vision": "timm",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,19 +73,19 @@ def check(
         UserError: PyTorch or the library is not installed.
     """
     source = open_source(out)
-    name, config = source.format.name, source.config
+    table, config = source.format, source.config
     ours = load(out) if path is None else _exported(path, source.metadata, objective)
     height, width = config.model.image_size
     shape = (num_images, height, width, config.model.in_channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    theirs = _in_its_library(out, name, config, normalised(images, config.model))
+    theirs = _in_its_library(out, table, config, normalised(images, config.model))
     states = our_states(ours, images)
     differences = {
         layer: largest_difference(states[layer], state)
         for layer, state in theirs.items()
         if layer in states
     }
-    return ParityReport(name, LIBRARIES[name], differences)
+    return ParityReport(table.name, table.library, differences)
 
 
 def _exported(path: str, metadata: Mapping[str, str], objective: str | None) -> Loaded:
@@ -99,10 +95,10 @@ def _exported(path: str, metadata: Mapping[str, str], objective: str | None) -> 
 
 
 def _in_its_library(
-    out: str, name: str, config: ConfigDict, pixels: np.ndarray
+    out: str, table: Format, config: ConfigDict, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Raises UserError whatever goes wrong there: libraries raise anything where they do not match."""
-    library = LIBRARIES[name]
+    library = table.library
     stays = f"the export stays in {out}, unchecked"
     try:
         with warnings.catch_warnings():
@@ -110,10 +106,10 @@ def _in_its_library(
             importlib.import_module(library)
             from nepa_jax.export.torch_model.run import hidden_states
 
-            return hidden_states(Path(out), name, config, pixels)
+            return hidden_states(Path(out), table.name, config, pixels)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--check: format {name!r} runs in {library}, and {error.name} is not installed; "
+            f"--check: format {table.name!r} runs in {library}, and {error.name} is not installed; "
             f"pip install torch {library}; {stays}"
         ) from None
     except Exception as error:

@@ -10,9 +10,6 @@ from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.formats.constants import class_and_sincos
 from nepa_jax.objectives.base import abstract_model, load_objective
 
-# How a library resamples: cubic parameter (-0.75 as PyTorch's bicubic; linear) or antialiasing.
-RESAMPLING = ("bicubic", "bicubic_antialias", "linear")
-
 
 def resize_model(
     model: nnx.Module, config: ConfigDict, side: int, rule: str

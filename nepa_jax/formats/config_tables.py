@@ -49,7 +49,8 @@ class Task:
 @dataclass(frozen=True)
 class ConfigTable:
     """One format's config. ``ours`` and ``theirs`` hold the keys with one possible value;
-    ``assumed`` what their file does not say."""
+    ``assumed`` what their file does not say. ``by_shape``: nor does it say all of ``keys``, and what
+    is missing is told by the arrays' shapes."""
 
     recipe: str  # gives the rest of our config, should training go on
     keys: tuple[Key, ...]
@@ -58,6 +59,7 @@ class ConfigTable:
     theirs: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     square: bool = False  # its library knows square images alone
+    by_shape: bool = False
 
 
 _NO_NEPA_PARTS = {
@@ -163,6 +165,7 @@ _TIMM_SIZES = (
 )
 TIMM_CONFIG = ConfigTable(
     recipe="mae.py",
+    by_shape=True,
     keys=_TIMM_SIZES,
     tasks=(
         Task("vit_base_patch16_224", {**_ENCODER, "model.final_norm": True},
@@ -207,6 +210,7 @@ TIMM_EVA_CONFIG = ConfigTable(
 # These two have no config file; what their code fixes is checked all the same.
 MAE_CONFIG = ConfigTable(
     recipe="mae.py",
+    by_shape=True,
     keys=(),
     tasks=(
         Task("mae", {"objective.name": MAE, "objective.decoder_mlp_ratio": Same("model.mlp_ratio")}),
@@ -222,6 +226,7 @@ MAE_CONFIG = ConfigTable(
 )  # fmt: skip
 BIG_VISION_CONFIG = ConfigTable(
     recipe="mae.py",
+    by_shape=True,
     keys=(),
     tasks=(
         Task(

@@ -72,7 +72,7 @@ def infer_config(table: Format, arrays: Arrays, theirs: Mapping[str, Any], sourc
     guesses = [
         "model.image_size" if key == "model.side" else key for key in usual if key not in said
     ]
-    return Inferred(config, guesses, [TANH] if _is_flax(table) else [])
+    return Inferred(config, guesses, [TANH] if table.flax else [])
 
 
 def _shape(table: Format, arrays: Arrays, ours: str, **index: Any) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ def _depth(table: Format, arrays: Arrays, blocks: str) -> int:
 
 def _sizes(table: Format, arrays: Arrays) -> dict[str, Any]:
     kernel = _shape(table, arrays, "vit/patch_embed/kernel")
-    patch, channels, dim = (kernel[0], kernel[2], kernel[3]) if _is_flax(table) else (kernel[2], kernel[1], kernel[0])  # fmt: skip
+    patch, channels, dim = (kernel[0], kernel[2], kernel[3]) if table.flax else (kernel[2], kernel[1], kernel[0])  # fmt: skip
     scaled = _has(table, arrays, "vit/blocks/layer_scale1", layer=0)
     sizes = {
         "model.embed_dim": dim, "model.depth": _depth(table, arrays, "vit/blocks"),
@@ -102,14 +102,10 @@ def _sizes(table: Format, arrays: Arrays) -> dict[str, Any]:
         "model.qkv_bias": _has(table, arrays, "vit/blocks/attn/qkv/bias", layer=0, qkv="query"),
         "model.layer_scale_init": 1e-5 if scaled else None,
     }  # fmt: skip
-    if _is_flax(table):  # whose kernels are split into heads
+    if table.flax:  # whose kernels are split into heads
         sizes["model.num_heads"] = _shape(table, arrays, "vit/blocks/attn/qkv/kernel", layer=0, qkv="query")[1]  # fmt: skip
     rows = _shape(table, arrays, "vit/pos_embed")[1] - table.class_position
     return {**sizes, "model.side": math.isqrt(rows) * patch}
-
-
-def _is_flax(table: Format) -> bool:
-    return table.name == "big_vision"
 
 
 def _objective(table: Format, arrays: Arrays, theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Objective, load_objective, saved_objective
 
 PROVENANCE = "provenance.json"
-MODEL_TYPES = {
-    "vit_nepa": "nepa",
-    "vit_mae": "vit_mae",
-    "vit": "vit",
-}  # of Transformers' config.json
+MODEL_TYPES = {  # of Transformers' config.json
+    table.theirs["model_type"]: name
+    for name, table in CONFIG_TABLES.items()
+    if "model_type" in table.theirs
+}
 # Parts of a file that only one objective has: without it they are left aside.
 PARTS = {"decoder": MAE, "head": SUPERVISED, "fc_norm": SUPERVISED}
 
@@ -208,7 +208,7 @@ def _own_config(metadata: Mapping[str, str], weights: Path) -> ConfigDict:
 def _of_others(weights: Path, table: Format, arrays: Arrays) -> Inferred:
     path = weights.parent / "config.json"
     theirs = _their_config(path)
-    if not CONFIG_TABLES[table.name].keys or table.name == "timm":
+    if CONFIG_TABLES[table.name].by_shape:
         return infer_config(table, arrays, theirs, str(weights))
     if not theirs:
         raise UserError(

@@ -29,7 +29,9 @@ class Format:
     ``qkv`` names the parts ``{qkv}`` stands for. ``class_position`` says whether the position table
     has a row for the class token; where it has none, that row is added to the token itself.
     ``full_qk_norms``: q/k-norms have weights and biases there even where ours have none.
-    ``resampling`` is the target library's rule for position tables of another grid.
+    ``resampling`` is the target library's rule for position tables of another grid. ``flax``: arrays
+    lie as Flax has them, in an .npz. ``library`` is what ``export --check`` runs an export in, and
+    ``shipped`` are the files of ``export/torch_model`` that go with it.
 
     The rest is for reading. ``base`` is in front of the encoder's names, unless the encoder was saved by
     itself. ``aliases`` are (pattern, replacement): names that other versions write. ``aside`` are
@@ -41,7 +43,10 @@ class Format:
     qkv: tuple[str, str, str] = ("query", "key", "value")
     class_position: bool = True
     full_qk_norms: bool = False
-    resampling: str = "bicubic"  # a row of resize.RESAMPLING
+    resampling: str = "bicubic"  # or bicubic_antialias, linear: those of export/resize.py
+    flax: bool = False
+    library: str = "timm"
+    shipped: tuple[str, ...] = ()
     base: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
     aside: tuple[tuple[str, str], ...] = ()
@@ -78,6 +83,8 @@ _NEPA_LAYER = "vit_nepa.encoder.layer.{layer}"
 NEPA = Format(
     name="nepa",
     base="vit_nepa.",
+    library="transformers",
+    shipped=("configuration_nepa.py", "modeling_nepa.py"),
     rules=(
         Rule("vit/cls_token", "vit_nepa.embeddings.cls_token", "token"),
         Rule("vit/pos_embed", "vit_nepa.embeddings.position_embeddings", "table"),
@@ -155,6 +162,7 @@ TIMM_EVA = Format(
 # facebookresearch/mae, models_mae.py (pretraining) and models_vit.py (classification).
 MAE = Format(
     name="mae",
+    shipped=("to_pth.py",),
     rules=(
         Rule("vit/cls_token", "cls_token", "token"),
         Rule("vit/pos_embed", "pos_embed", "table"),
@@ -204,6 +212,7 @@ _TRANSFORMERS_ENCODER = (
 VIT_MAE = Format(
     name="vit_mae",
     base="vit.",
+    library="transformers",
     aliases=((r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),),
     aside=_TRANSFORMERS_ASIDE,
     rules=(
@@ -221,6 +230,7 @@ VIT_MAE = Format(
 VIT = Format(
     name="vit",
     base="vit.",
+    library="transformers",
     aside=_TRANSFORMERS_ASIDE,
     rules=(*_TRANSFORMERS_ENCODER, *linear("head", "classifier")),
 )
@@ -253,6 +263,7 @@ BIG_VISION = Format(
     ),
     class_position=False,
     resampling="linear",
+    flax=True,
     rules=(
         Rule("vit/cls_token", "params/cls", "token"),
         Rule("vit/pos_embed", "params/pos_embedding", "patch_table"),

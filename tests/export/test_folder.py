@@ -18,7 +18,7 @@ from nepa_jax.checkpoint.weights import load_weights, save_weights
 from nepa_jax.config import to_json
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
-from nepa_jax.export.report import print_names
+from nepa_jax.export.printing import print_names
 from nepa_jax.formats import convert, files
 from nepa_jax.formats.sources import Choices
 from nepa_jax.loading import load

@@ -11,7 +11,7 @@ from flax import nnx
 from nepa_jax.base.errors import UserError
 from nepa_jax.export import parity
 from nepa_jax.export.folder import export
-from nepa_jax.export.report import print_parity
+from nepa_jax.export.printing import print_parity
 from nepa_jax.export.resize import resample
 from nepa_jax.loading import load
 from nepa_jax.models.masking import random_masking

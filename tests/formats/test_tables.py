@@ -6,7 +6,9 @@ import pytest
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.config import flat_keys
+from nepa_jax.export.card import LOADING
 from nepa_jax.export.folder import encoder_alone
+from nepa_jax.formats.config_tables import CONFIG_TABLES
 from nepa_jax.formats.configs import export_config, import_config
 from nepa_jax.formats.convert import array_shapes, entries
 from nepa_jax.formats.tables import FORMATS
@@ -29,6 +31,13 @@ def model_of(kit, variant, alone):
     config = kit.make_config(variant)
     model = kit.make_model(config)
     return encoder_alone(model, config) if alone else (model, config)
+
+
+def test_a_format_has_a_row_in_every_table(torch):
+    from nepa_jax.export.torch_model.run import OPENERS
+
+    assert {name for name, *_ in PAIRS} == FORMATS.keys() == CONFIG_TABLES.keys()
+    assert LOADING.keys() == OPENERS.keys() == FORMATS.keys()
 
 
 @pytest.mark.parametrize(("name", "variant", "alone"), PAIRS)

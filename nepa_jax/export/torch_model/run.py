@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file
 from torch import nn
 
+from nepa_jax.objectives.encoder import is_causal
+
 
 class Opened(NamedTuple):
     """A model in evaluation mode, its parts, and how to call it."""
@@ -96,8 +98,8 @@ def _open_timm_eva(folder: Path, config: ConfigDict) -> Opened:
 
     norm = partial(nn.LayerNorm, eps=config.model.norm_eps)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, norm_layer=norm).eval()
-    causal = bool(config.objective.get("causal", False))
-    return Opened(model.blocks, model.norm, partial(model.forward_features, is_causal=causal))
+    forward = partial(model.forward_features, is_causal=is_causal(config))
+    return Opened(model.blocks, model.norm, forward)
 
 
 def _open_mae(folder: Path, config: ConfigDict) -> Opened:

@@ -117,9 +117,8 @@ def text(value: object) -> str:
 def loading_lines(name: str, config: ConfigDict) -> str:
     """The lines with this model's values in them."""
     lines = LOADING[name].replace("EPS", str(config.model.norm_eps))
-    return lines.replace("CAUSAL", str(is_causal(config))).replace(
-        "ARGUMENTS", arguments(name, config)
-    )
+    lines = lines.replace("CAUSAL", str(is_causal(config)))
+    return lines.replace("ARGUMENTS", arguments(name, config))
 
 
 def arguments(name: str, config: ConfigDict) -> str:

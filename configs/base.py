@@ -6,6 +6,8 @@ another unit takes the place of the one here.
 
 from ml_collections import ConfigDict
 
+from nepa_jax.data.settings import DATA
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The sections and every key a run understands."""
@@ -37,23 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         init="xavier",  # or "normal"
     )
     config.objective = dict(name="")
-    config.data = dict(
-        path="",  # a folder written by `nepa-jax data prepare`
-        split="train",
-        batch_size=4096,  # images per step, all hosts together
-        augment="random_crop",  # or "center_crop", "none"
-        crop_scale=(0.2, 1.0),
-        crop_pct=0.875,  # share of the resized short side that "center_crop" keeps
-        interpolation="bicubic",  # or "bilinear"
-        flip=True,
-        policy="none",  # or "rand_augment", "three_augment", "color_jitter": for fine-tuning
-        erase_prob=0.0,  # share of the images of which a rectangle is erased
-        decode="exact",  # as Pillow, bit for bit; or "fast", 1.5 times the speed at 49 dB
-        num_workers=0,  # processes per host
-        num_threads=0,  # decoding threads per process; 0: one per core
-        read_ahead=4,  # batches
-        max_bad_rate=0.001,  # share of undecodable images that stops the run
-    )
+    config.data = dict(DATA)  # nepa_jax/data/settings.py has a line for each key
     config.optim = dict(
         lr=None,  # either this
         base_lr=None,  # or this, per 256 images

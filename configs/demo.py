@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
         pixel_mean=(0.5,) * 3,  # the crops' own
         pixel_std=(0.19,) * 3,
     )
-    config.data.update(batch_size=64, augment="none", flip=True)
+    config.data.update(batch_size=64, crop="none", flip=True)
     with config.ignore_type():
         config.optim.lr = 2e-3
         config.optim.clip_norm = 1.0

@@ -1,20 +1,15 @@
 """Pretraining: set up, loop, finish. The same command resumes."""
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax.base.waiting import GivenUp
-from nepa_jax.data.loader import Loader
 from nepa_jax.hosts.agree import say
 from nepa_jax.hosts.preemption import Preemption
-from nepa_jax.mesh import put_batch
-from nepa_jax.objectives.base import Batch
+from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.hooks import Hook, ProfileRequest
 from nepa_jax.run.memory import memory_is_told
 from nepa_jax.run.setup import set_up
@@ -73,7 +68,7 @@ def pretrain(config: ConfigDict, workdir: str, stop_step: int | None = None) -> 
 def train(
     state: TrainState,
     update: Update,
-    data: "DeviceBatches",
+    data: DeviceBatches,
     hooks: Sequence[Hook],
     steps: range,
     stop_requested: Callable[[int], bool],
@@ -88,35 +83,3 @@ def train(
         if stop_requested(step + 1):
             break
     return state
-
-
-class DeviceBatches:
-    """Batches on the devices; the next one is loaded and sent while a step runs."""
-
-    def __init__(self, loader: Loader, mesh: Mesh):
-        self._loader = loader
-        self._mesh = mesh
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="device_batches")
-        self._next: tuple[int, Future[Batch]] | None = None
-        self.waited_s = 0.0  # in all
-
-    def batch(self, step: int) -> Batch:
-        """The global batch of a step: ``image`` uint8 [B, H, W, C] and ``label`` if there is one."""
-        began = time.perf_counter()
-        ahead, self._next = self._next, None
-        future = ahead[1] if ahead and ahead[0] == step else self._pool.submit(self._load, step)
-        batch = future.result()
-        self._next = step + 1, self._pool.submit(self._load, step + 1)
-        self.waited_s += time.perf_counter() - began
-        return batch
-
-    def _load(self, step: int) -> Batch:
-        rows = self._loader.batch(step)
-        rows.pop("index")
-        return put_batch(rows, self._mesh)
-
-    def __enter__(self) -> "DeviceBatches":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -181,7 +181,7 @@ def test_all_mistakes_come_at_once_those_of_the_mesh_too(dataset, tmp_path, caps
 SUPERVISED = """from nepa_jax.config import load_config
 def get_config(arg):
     c = load_config("configs/demo.py:mae")
-    c.data.augment = "random_crop"
+    c.data.crop = "random"
     c.objective = dict(name="nepa_jax.objectives.supervised", num_classes=int(arg), pool="mean", causal=False)
     return c
 """

@@ -1,6 +1,7 @@
 """Configs: overrides, mistakes, units, and every recipe."""
 
 import ast
+import json
 import math
 import re
 import sys
@@ -84,6 +85,8 @@ def test_text_becomes_a_value_of_the_keys_type(key, text, value):
         ("optim.learning_rate", "1", "did you mean"),
         ("optim.beta1", "1", "did you mean optim.b1"),
         ("data.batch_sise", "8", "did you mean data.batch_size"),
+        ("data.decode", "fast", "data.decode = fast: .* did you mean data.resize?"),
+        ("data.policy", "none", "data.policy = none: .* did you mean data.augment?"),
         ("data.batch_size", "many", "write a whole number"),
         ("data.batch_size", "1.5", "write a whole number"),
         ("data.flip", "1", "write true or false"),
@@ -117,6 +120,7 @@ def test_all_problems_are_listed_at_once():
     [
         ({"optim.lr": "0.1"}, "exactly one"),
         ({"model.mlp": "relu"}, "gelu or swiglu"),
+        ({"data.augment": "random_crop"}, "did you mean data.crop = random?"),
         ({"data.crop_scale": "(0.5, 0.2)"}, "crop_scale"),
         ({"model.in_channels": "1"}, "one value per channel"),
         ({"schedule.total_steps": "0"}, "must be above 0"),
@@ -330,6 +334,8 @@ def test_what_is_wrong_with_a_file_of_ones_own_is_one_line_with_its_place(code, 
     [
         ("c.optim.weigth_decay = 0.3", "did you mean optim.weight_decay?"),
         ("c.data.batchsize = 128", "did you mean data.batch_size?"),
+        ("c.data.decode = 'fast'", "did you mean data.resize?"),
+        ("c.data.augment = 'center_crop'", "did you mean data.crop = center?"),
         ("c.optm = c.optim", "optm: there is no such section"),
         (
             "c.schedule.total_epochs = 3.0",
@@ -408,6 +414,28 @@ def test_a_saved_config_runs_again_from_its_file_or_its_workdir(method, tmp_path
         assert configs.flat_keys(configs.resolve(again, 40, "cpu")) == configs.flat_keys(resolved)
     more = configs.load_config(workdir, {"schedule.total_epochs": "3"})
     assert configs.resolve(more, 40, "cpu").schedule.total_steps == 15
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (("random_crop", "rand_augment", "fast"), ("random", "rand_augment", "fast")),
+        (("center_crop", "none", "exact"), ("center", "none", "exact")),
+        (("none", "three_augment", "exact"), ("none", "three_augment", "exact")),
+    ],
+)
+def test_a_config_of_earlier_names_is_read_in_todays(then, now):
+    """`data.augment` was the crop then, and is the augmentation now."""
+    config = small.resolved("nepa")
+    written = json.loads(configs.to_json(config))
+    names = ("crop", "augment", "resize")
+    for name in names:
+        del written["data"][name]
+    written["data"] |= dict(zip(("augment", "policy", "decode"), then, strict=True))
+    read = configs.from_json(json.dumps(written))
+    assert tuple(read.data[name] for name in names) == now
+    assert read.data.keys() == config.data.keys()
+    assert configs.flat_keys(configs.from_json(configs.to_json(read))) == configs.flat_keys(read)
 
 
 @pytest.mark.trial

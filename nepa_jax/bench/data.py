@@ -28,7 +28,7 @@ from nepa_jax.data.draws import example_rng
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.data.records import open_dataset
 from nepa_jax.data.resize import INTERPOLATIONS
-from nepa_jax.data.transforms import Transform, random_resized_crop_box
+from nepa_jax.data.transforms import random_resized_crop_box, transform
 
 ROUNDS = 3
 IMAGES = 400  # per measurement, at least
@@ -62,7 +62,7 @@ def bench_data(config: LoaderConfig, against_torch: bool = False) -> dict[str, A
     Raises UserError as Loader does, or if PyTorch is asked for and missing.
     """
     cores = sorted(os.sched_getaffinity(0))
-    config = replace(config, augment="random_crop", num_threads=len(cores), num_workers=0)
+    config = replace(config, crop="random", num_threads=len(cores), num_workers=0)
     load = os.getloadavg()[0]
     memory, start = _worker_mib(config), _start_times(config)
     images = _some_images(config)
@@ -93,7 +93,7 @@ def _some_images(config: LoaderConfig) -> list[bytes]:
 
 
 def _bare(images: Sequence[bytes], config: LoaderConfig) -> Side:
-    make, numbers = _mode(config.decode, config), cycle(range(len(images)))
+    make, numbers = _mode(config.resize, config), cycle(range(len(images)))
 
     def draw(num_batches: int) -> None:
         for index in islice(numbers, num_batches * config.batch_size):
@@ -140,17 +140,12 @@ def _pillow(config: LoaderConfig, data: bytes, index: int) -> np.ndarray:
 
 
 def _mode(mode: str, config: LoaderConfig) -> Callable[[bytes, int], None]:
-    transform = Transform(
-        config.image_size,
-        crop_scale=config.crop_scale,
-        interpolation=config.interpolation,
-        flip=False,
-        decode=mode,
-    )
+    config = replace(config, resize=mode, flip=False, augment="none", erase_prob=0.0)
     out = np.empty((*config.image_size, config.channels), np.uint8)
 
     def make(data: bytes, index: int) -> None:
-        transform(decode_pixels(data, config.channels), example_rng("bench", 0, index), out)
+        pixels, rng = decode_pixels(data, config.channels), example_rng("bench", 0, index)
+        transform(config, pixels, rng, out)
 
     return make
 

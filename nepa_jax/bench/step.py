@@ -5,10 +5,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
@@ -18,11 +19,12 @@ from nepa_jax.data.loader import Loader
 from nepa_jax.mesh import make_mesh, mesh_problems, put_batch
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import mfu
+from nepa_jax.run.feed import DeviceBatches, abstract_batch
 from nepa_jax.run.hooks import MetricsHook
 from nepa_jax.run.metrics import Throughput
 from nepa_jax.run.report import NoReport
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
-from nepa_jax.train import DeviceBatches, train
+from nepa_jax.train import train
 
 Result = dict[str, float | int | str]
 ROUNDS = 5
@@ -73,28 +75,27 @@ def _unit(name: str) -> str:
 class FixedBatches:
     """One batch of noise, already on the devices: all that a step needs and no data."""
 
-    def __init__(self, config: ConfigDict):
-        shape = (config.data.batch_size, *config.model.image_size, config.model.in_channels)
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self._batch = put_batch({"image": images}, make_mesh(config))
+    def __init__(self, described: dict[str, jax.ShapeDtypeStruct], mesh: Mesh):
+        rows = {name: np.zeros(each.shape, each.dtype) for name, each in described.items()}
+        rows["image"][:] = np.random.default_rng(0).integers(0, 256, rows["image"].shape, np.uint8)
+        self._batch = put_batch(rows, mesh)
 
     def batch(self, step: int) -> Batch:
         return self._batch
 
 
-class ImagesOnly:
-    """Another feed without its labels: the step is compiled for images alone."""
+class Prepared(NamedTuple):
+    """A compiled update with all that it takes, and the seconds it took to compile."""
 
-    def __init__(self, feed: DeviceBatches):
-        self._feed = feed
+    config: ConfigDict  # resolved
+    mesh: Mesh
+    state: TrainState
+    update: Update
+    fixed: FixedBatches
+    compile_s: float
 
-    def batch(self, step: int) -> Batch:
-        batch = self._feed.batch(step)
-        return {"image": batch["image"], "row": batch["row"]}
 
-
-def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float]:
-    """Resolved config, a fresh state, the compiled update and the seconds it took to compile."""
+def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     objective = load_objective(config.objective.name)
     checked = ConfigDict(config.to_dict())
     checked.data.path = checked.data.path or "a step needs no data"
@@ -103,21 +104,22 @@ def _prepared(config: ConfigDict) -> tuple[ConfigDict, TrainState, Update, float
     configs.validate(checked, *checks)
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
-    lowered = make_update(config, objective, mesh).lower(
-        abstract_state(config, objective, mesh), FixedBatches(config).batch(0)
-    )
+    batch = abstract_batch(configs.loader_config(config), labelled, mesh)
+    state = abstract_state(config, objective, mesh)
+    lowered = make_update(config, objective, mesh).lower(state, batch)
     began = time.perf_counter()
     compiled = lowered.compile()
-    return config, create_state(config, objective, mesh), compiled, time.perf_counter() - began
+    compile_s = time.perf_counter() - began
+    state, fixed = create_state(config, objective, mesh), FixedBatches(batch, mesh)
+    return Prepared(config, mesh, state, compiled, fixed, compile_s)
 
 
 def bench_step(config: ConfigDict) -> Result:
     """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU."""
-    config, state, update, compile_s = _prepared(config)
-    batch = FixedBatches(config).batch(0)
+    config, _, state, update, fixed, compile_s = _prepared(config)
     seconds = []
     for _ in range(ROUNDS + 1):
-        steps, elapsed, state = _run_bare(update, state, batch)
+        steps, elapsed, state = _run_bare(update, state, fixed.batch(0))
         seconds.append(elapsed / steps)
     step_s = statistics.median(seconds[1:])
     flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
@@ -150,9 +152,8 @@ def bench_checkpoint(config: ConfigDict) -> Result:
 
     ``share_of_run`` is the blocked time over that of ``checkpoint.every_steps`` steps.
     """
-    config, state, update, _ = _prepared(config)
-    batch = FixedBatches(config).batch(0)
-    steps, elapsed, state = _run_bare(update, state, batch)
+    config, _, state, update, fixed, _ = _prepared(config)
+    steps, elapsed, state = _run_bare(update, state, fixed.batch(0))
     blocked, whole = [], []
     with tempfile.TemporaryDirectory(prefix="nepa-jax-bench-") as folder, Checkpoints(folder) as to:
         for step in range(1, ROUNDS + 2):
@@ -184,14 +185,15 @@ def bench_e2e(config: ConfigDict) -> Result:
     ``loop_overhead`` is the loop's step time on a fixed batch over the bare step's, less one;
     ``data_overhead`` the same for the loop fed by the loader.
     """
-    resolved, state, update, _ = _prepared(config)
-    fixed = FixedBatches(resolved)
     with ExitStack() as stack:
+        data, loader = configs.loader_config(config), None
+        if data.path:
+            loader = stack.enter_context(Loader(data))
+        labelled = loader is None or loader.records.labelled
+        _, mesh, state, update, fixed, _ = _prepared(config, labelled)
         feeds: dict[str, Any] = {"loop": fixed}
-        if config.data.path:
-            loader = stack.enter_context(Loader(configs.loader_config(config)))
-            batches = stack.enter_context(DeviceBatches(loader, make_mesh(resolved)))
-            feeds["data"] = ImagesOnly(batches)
+        if loader is not None:
+            feeds["data"] = stack.enter_context(DeviceBatches(loader, mesh))
         steps, _, state = _run_bare(update, state, fixed.batch(0))
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *feeds)}
         for start in range(0, ROUNDS * steps, steps):

@@ -4,7 +4,7 @@ from nepa_jax.config.keys import flat_keys, refuse
 from nepa_jax.config.loading import load_config
 from nepa_jax.config.overrides import apply_overrides
 from nepa_jax.config.recipes import CONFIGS, base_config, parse_arg, recipe_files, recipe_module
-from nepa_jax.config.resolution import loader_config, resolve
+from nepa_jax.config.resolution import evaluation_data, loader_config, resolve
 from nepa_jax.config.saved import from_json, to_json
 from nepa_jax.config.validation import has_own_mesh, model_problems, validate
 
@@ -12,6 +12,7 @@ __all__ = [
     "CONFIGS",
     "apply_overrides",
     "base_config",
+    "evaluation_data",
     "flat_keys",
     "from_json",
     "has_own_mesh",

@@ -16,6 +16,7 @@ from nepa_jax.config.keys import (
     refuse,
 )
 from nepa_jax.config.recipes import base_config
+from nepa_jax.config.saved import RENAMED
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
@@ -81,7 +82,8 @@ def meant(config: ConfigDict, key: str) -> str:
     last = key.rpartition(".")[2]
     same = [other for other in everywhere if other.rpartition(".")[2] == last]
     near = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8)
-    for found in (OTHER_NAMES.get(last), *same, *near):
+    today = [each.new for each in RENAMED if each.old == key]
+    for found in (*today, OTHER_NAMES.get(last), *same, *near):
         if found:
             return f"did you mean {found}?"
     return suggestion(name, rest, known) if known else f"the sections are {', '.join(config)}"

@@ -1,6 +1,5 @@
 """A config in which every choice is made, and the lengths of a run in steps."""
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.config.keys import BOUNDS, MAX_STEPS, UNITS, refuse
 from nepa_jax.config.saved import with_later_keys
-from nepa_jax.data.settings import LoaderConfig
+from nepa_jax.data.settings import DATA, LoaderConfig
 from nepa_jax.models.sizes import image_size
 
 
@@ -43,26 +42,23 @@ def peak_lr(config: ConfigDict) -> float:
 
 def loader_config(config: ConfigDict) -> LoaderConfig:
     """What the loader needs to know of a run."""
-    data = config.data
     return LoaderConfig(
-        path=data.path,
-        split=data.split,
+        **{key: config.data[key] for key in DATA},
         image_size=image_size(config),
         channels=config.model.in_channels,
-        batch_size=data.batch_size,
         seed=config.run.seed,
-        augment=data.augment,
-        crop_scale=tuple(data.crop_scale),
-        crop_pct=data.crop_pct,
-        interpolation=data.interpolation,
-        flip=data.flip,
-        policy=data.policy,
-        erase_prob=data.erase_prob,
-        num_workers=data.num_workers,
-        num_threads=data.num_threads or os.cpu_count() or 1,
-        read_ahead=data.read_ahead,
-        max_bad_rate=data.max_bad_rate,
-        decode=data.decode,
+    )
+
+
+def evaluation_data(config: ConfigDict) -> LoaderConfig:
+    """How images are cut for a model outside of training: the centre crop of its own size."""
+    return LoaderConfig(
+        image_size=image_size(config),
+        channels=config.model.in_channels,
+        crop="center",
+        crop_pct=config.data.crop_pct,
+        interpolation=config.data.interpolation,
+        flip=False,
     )
 
 

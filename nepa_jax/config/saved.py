@@ -1,7 +1,9 @@
 """Configs as JSON text, also those that earlier versions wrote."""
 
 import json
-from typing import Any
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -26,13 +28,25 @@ def from_json(text: str) -> ConfigDict:
         raise ValueError(f"is no config ({in_short(error)})") from None
 
 
-# What configs saved earlier call otherwise: a key with its value then, and both now.
-RENAMED: dict[tuple[str, Any], tuple[str, Any]] = {
-    ("objective.name", "nepa_jax.export.encoder"): (
+class Renamed(NamedTuple):
+    """A key of earlier versions, its name today, and values that are called otherwise today."""
+
+    old: str
+    new: str
+    values: Mapping[Any, Any] = types.MappingProxyType({})
+
+
+# In this order: the old name of one is today's name of the next.
+RENAMED = (
+    Renamed("data.augment", "data.crop", {"random_crop": "random", "center_crop": "center"}),
+    Renamed("data.policy", "data.augment"),
+    Renamed("data.decode", "data.resize"),
+    Renamed(
         "objective.name",
-        "nepa_jax.objectives.encoder",
+        "objective.name",
+        {"nepa_jax.export.encoder": "nepa_jax.objectives.encoder"},
     ),
-}
+)
 
 # Keys that configs saved earlier lack, with what such a config stands for.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
@@ -44,12 +58,13 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
 
 def in_todays_words(config: ConfigDict) -> ConfigDict:
     """The config itself, which an earlier version may have written, as today's would write it."""
-    for (key, value), (new_key, new_value) in RENAMED.items():
-        section, name = _place(config, key)
-        if section.get(name) == value:
+    for old, new, values in RENAMED:
+        section, name = _place(config, old)
+        new_name = _place(config, new)[1]
+        if name in section and (old == new or new_name not in section):
+            value = section[name]
             del section[name]
-            section, name = _place(config, new_key)
-            section[name] = new_value
+            section[new_name] = values.get(value, value)
     return with_later_keys(config)
 
 

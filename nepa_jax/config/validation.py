@@ -21,6 +21,7 @@ from nepa_jax.config.overrides import known_keys, meant
 from nepa_jax.config.recipes import base_config
 from nepa_jax.config.resolution import loader_config
 from nepa_jax.config.rules import Check, broken_rules, exists
+from nepa_jax.config.saved import RENAMED
 from nepa_jax.data.settings import problems as data_problems
 
 
@@ -75,7 +76,7 @@ def _section_problems(config: ConfigDict, name: str) -> dict[str, str]:
     }
     rest = {key: value for key, value in section.items() if key in known}
     found |= section_problems(name, rest, known, bounds_of(name))
-    return _choice_problems(section, name) | found
+    return _choice_problems(section, name) | _old_values(section, name) | found
 
 
 def _unknown(config: ConfigDict, name: str, key: str) -> str:
@@ -90,6 +91,16 @@ def _choice_problems(section: ConfigDict, name: str) -> dict[str, str]:
         f"{name}.{key}": f"{name}.{key} = {shown(section[key])}: not a choice; try {' or '.join(choices)}"
         for key, choices in CHOICES.get(name, {}).items()
         if key in section and section[key] not in choices
+    }
+
+
+def _old_values(section: ConfigDict, name: str) -> dict[str, str]:
+    """Values that a key had in earlier versions, under a name that another key has today."""
+    return {
+        old: f"{old} = {value}: not a choice; did you mean {new} = {values[value]}?"
+        for old, new, values in RENAMED
+        if old.startswith(f"{name}.")
+        and (value := str(section.get(old.partition(".")[2]))) in values
     }
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 Rng = np.random.Generator
 Operation = Callable[[Image.Image, float], Image.Image]
-Policy = Callable[[np.ndarray, Rng], np.ndarray]  # of uint8 [H, W, C]
+Augment = Callable[[np.ndarray, Rng], np.ndarray]  # of uint8 [H, W, C]
 
 NUM_OPERATIONS = 2
 MAX_MAGNITUDE = 10.0
@@ -198,15 +198,15 @@ def _normal(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
     return radius * np.cos(2 * math.pi * rng.random(shape))
 
 
-def _of_pixels(policy: Callable[[Image.Image, Rng], Image.Image]) -> Policy:
+def _of_pixels(augment: Callable[[Image.Image, Rng], Image.Image]) -> Augment:
     def apply(pixels: np.ndarray, rng: Rng) -> np.ndarray:
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-        return np.asarray(policy(image, rng)).reshape(pixels.shape)
+        return np.asarray(augment(image, rng)).reshape(pixels.shape)
 
     return apply
 
 
-POLICIES: dict[str, Policy] = {
+AUGMENTS: dict[str, Augment] = {
     "none": lambda pixels, rng: pixels,
     "rand_augment": _of_pixels(rand_augment),
     "three_augment": _of_pixels(three_augment),

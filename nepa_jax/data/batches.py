@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from nepa_jax.data.decode import decoded
 from nepa_jax.data.draws import example_rng
 from nepa_jax.data.records import RecordSet
 from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.data.transforms import Transform
+from nepa_jax.data.transforms import transform
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # image uint8 [rows, H, W, C]; label int32 [rows] if it is labelled
 
 MAX_SUBSTITUTES = 16
 PARTS_PER_THREAD = 16  # of the rows; the more, the less the others wait for the last thread
@@ -53,6 +53,29 @@ class Fill:
     bad: list[BadRecord] = field(default_factory=list)
 
 
+class Account(NamedTuple):
+    """How rows were made: the first one's global position, and what was met.
+
+    index: int64 [rows], the record that each one shows; -1 if none.
+    """
+
+    first: int
+    index: np.ndarray
+    met: Fill
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [rows]."""
+        return self.index >= 0
+
+
+class Made(NamedTuple):
+    """Rows of a batch, and what is told of them."""
+
+    batch: Batch
+    account: Account
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Makes the rows of a task.
@@ -69,39 +92,31 @@ class BatchMaker:
     def image_shape(self) -> tuple[int, int, int]:
         return (*self.config.image_size, self.config.channels)
 
-    def __call__(self, task: Task, image: np.ndarray) -> dict[str, Any]:
-        """Writes the images into `image`, uint8 [rows, H, W, C].
+    def __call__(self, task: Task, image: np.ndarray) -> Made:
+        """Writes the images into `image`, uint8 [rows, H, W, C], which is the batch's.
 
-        Returns all else: label, index and valid [rows], the number `num_bytes` of those read,
-        and the list `bad` of BadRecord. Raises UserError or UnavailableError if the files of the
-        set cannot be read, MemoryError if there is too little.
+        Raises UserError or UnavailableError if the files of the set cannot be read, MemoryError if
+        there is too little.
         """
-        rows = len(task.indices)
-        batch = {"image": image, **self._empty(rows)}
-        num_parts = min(rows, PARTS_PER_THREAD * self.config.num_threads)
-        parts = np.array_split(np.arange(rows), num_parts)
-        fills = list(self._pool.map(lambda part: self._fill(batch, task, part), parts))
-        image[~batch["valid"]] = 0
-        del batch["image"]
-        return {
-            **batch,
-            "bad": [bad for fill in fills for bad in fill.bad],
-            "num_bytes": sum(fill.num_bytes for fill in fills),
-        }
-
-    def _empty(self, rows: int) -> Batch:
-        batch = {"index": np.full(rows, -1, np.int64), "valid": np.zeros(rows, bool)}
+        rows, met = len(task.indices), Fill()
+        made = Made({"image": image}, Account(task.first, np.full(rows, -1, np.int64), met))
         if self.records.labelled:
-            batch["label"] = np.full(rows, -1, np.int32)
-        return batch
+            made.batch["label"] = np.full(rows, -1, np.int32)
+        num_parts = min(rows, PARTS_PER_THREAD * self.config.threads)
+        parts = np.array_split(np.arange(rows), num_parts)
+        for fill in self._pool.map(lambda part: self._fill(made, task, part), parts):
+            met.num_bytes += fill.num_bytes
+            met.bad += fill.bad
+        image[~made.account.valid] = 0
+        return made
 
-    def _fill(self, batch: Batch, task: Task, rows: Sequence[int]) -> Fill:
+    def _fill(self, made: Made, task: Task, rows: Sequence[int]) -> Fill:
         """Fills some rows; tells which bad records should have stood there."""
         fill = Fill()
         for row in rows:
             position = task.first + int(row)
             candidates = self._candidates(position, int(task.indices[row]))
-            tries = (self._fill_row(batch, row, position, index, fill) for index in candidates)
+            tries = (self._fill_row(made, row, position, index, fill) for index in candidates)
             fill.bad.extend(list(takewhile(lambda problem: problem is not None, tries))[:1])
         return fill
 
@@ -119,7 +134,7 @@ class BatchMaker:
                 yield int(rng.random() * len(self.records))
 
     def _fill_row(
-        self, batch: Batch, row: int, position: int, index: int, fill: Fill
+        self, made: Made, row: int, position: int, index: int, fill: Fill
     ) -> BadRecord | None:
         """Fills one row from record `index`, or tells what is wrong with it.
 
@@ -133,35 +148,19 @@ class BatchMaker:
             fill.num_bytes += len(record.image)
             rng = example_rng("augment", self.config.seed, position)
             with decoded(record.image, self.config.channels) as pixels:
-                self._transform(pixels, rng, batch["image"][row])
+                transform(self.config, pixels, rng, made.batch["image"][row])
         except (UserError, UnavailableError, MemoryError):
             raise
         except Exception as error:
             return BadRecord(index, name, str(error) or type(error).__name__)
-        batch["index"][row] = index
-        batch["valid"][row] = True
+        made.account.index[row] = index
         if self.records.labelled:
-            batch["label"][row] = record.label
+            made.batch["label"][row] = record.label
         return None
 
     @cached_property
-    def _transform(self) -> Transform:
-        config = self.config
-        return Transform(
-            image_size=config.image_size,
-            augment=config.augment,
-            crop_scale=config.crop_scale,
-            crop_pct=config.crop_pct,
-            interpolation=config.interpolation,
-            flip=config.flip,
-            decode=config.decode,
-            policy=config.policy,
-            erase_prob=config.erase_prob,
-        )
-
-    @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.config.num_threads, thread_name_prefix="decode")
+        return ThreadPoolExecutor(self.config.threads, thread_name_prefix="decode")
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_pool"}

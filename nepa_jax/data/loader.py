@@ -1,14 +1,14 @@
 """Batches as a function of the step: any host, worker or restart sees the same ones."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import warn
-from nepa_jax.data.batches import MAX_SUBSTITUTES, BadRecord, Batch, BatchMaker, Task
+from nepa_jax.data.batches import MAX_SUBSTITUTES, Account, BadRecord, Batch, BatchMaker, Made, Task
 from nepa_jax.data.decode import DecodeError, identify
 from nepa_jax.data.order import Order
 from nepa_jax.data.records import RecordError, RecordSet, open_dataset
@@ -30,11 +30,11 @@ class BadCount:
         self.samples: list[BadRecord] = []
         self._next_told = 1
 
-    def add(self, num_examples: int, bad: Sequence[BadRecord]) -> None:
+    def add(self, account: Account) -> None:
         """Raises UserError above max_bad_rate (and MIN_BAD_RECORDS) of the examples so far."""
-        self.seen += num_examples
-        self.total += len(bad)
-        self.samples = [*self.samples, *bad][:3]
+        self.seen += len(account.index)
+        self.total += len(account.met.bad)
+        self.samples = [*self.samples, *account.met.bad][:3]
         if self.total > max(MIN_BAD_RECORDS, self.config.max_bad_rate * self.seen):
             raise UserError(
                 f"{self}, more than data.max_bad_rate = {self.config.max_bad_rate} allows: "
@@ -66,7 +66,7 @@ class Loader:
         self.records = open_dataset(config.path, config.split)
         self._check_size()
         self._part = (host, num_hosts)
-        order = Order(len(self.records), config.seed, config.shuffle)
+        order = Order(len(self.records), config.seed, shuffle=True)
         self._blocks = Blocks(order, config.batch_size // num_hosts)
         self._bad = BadCount(config)
         self._num_bytes, self._num_ready = 0, 0
@@ -76,23 +76,27 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This host's rows b = B / num_hosts of the batch of `step`.
 
-        image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled; index int64
-        [b], the number of the record shown. Consecutive steps are read ahead; any other step
-        starts anew there. Raises UserError when too many examples cannot be decoded.
+        image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled. Consecutive steps
+        are read ahead; any other step starts anew there. Raises UserError when too many examples
+        cannot be decoded.
         """
+        return self.made(step).batch
+
+    def made(self, step: int) -> Made:
+        """As `batch`, with the account of it."""
         if self._stream is None or step != self._next_step:
             self._seek(step)
         self._num_ready = self._stream.num_ready
         made = next(self._stream)
-        if made.pop("block") != self._block(step):
+        account = made.account
+        if account.first != self._block(step) * self._blocks.rows:
             raise RuntimeError(f"the input pipeline is out of step at step {step}")
         self._next_step = step + 1
-        self._num_bytes += made.pop("num_bytes")
-        bad, valid = made.pop("bad"), made.pop("valid")
-        self._bad.add(len(valid), bad)
-        if not valid.all():
+        self._num_bytes += account.met.num_bytes
+        self._bad.add(account)
+        if not account.valid.all():
             raise UserError(
-                f"found no substitute for {bad[-1]} in {MAX_SUBSTITUTES} tries: "
+                f"found no substitute for {account.met.bad[-1]} in {MAX_SUBSTITUTES} tries: "
                 f"run `nepa-jax data verify {self.config.path}`"
             )
         return made
@@ -108,7 +112,7 @@ class Loader:
         first = step * self.config.batch_size
         task = Task(first, self._blocks.order.indices(range(first, first + rows)))
         maker = BatchMaker(self.config, self.records, substitute=True)
-        return maker(task, np.empty((rows, *maker.image_shape), np.uint8))["index"]
+        return maker(task, np.empty((rows, *maker.image_shape), np.uint8)).account.index
 
     @property
     def num_examples(self) -> int:
@@ -174,27 +178,27 @@ class Loader:
                 f"{self.num_examples} examples of {self.config.path}, split "
                 f"{self.config.split!r}; try {self.num_examples} or less"
             )
-        if self.config.augment == "none":
+        if self.config.crop == "none":
             _check_fixed_size(self.records, self.config)
 
 
-def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Iterator[Made]:
     """This host's rows of one pass: every example once, in the order of the record numbers.
 
-    As Loader.batch, plus valid bool [b]: false in the rows that fill up the last batch and in
-    those of undecodable examples (image 0, label and index -1). Every host gets the same number
-    of batches. `augment` must be center_crop or none, `flip`, `policy` and `erase_prob` off;
-    images are decoded exactly; seed and shuffle do not matter. Raises UserError as Loader does.
+    As Loader.made; rows that fill up the last batch and those of undecodable examples are not valid:
+    image 0, label and index -1. Every host gets the same number of batches. `crop` must be center
+    or none, `flip`, `augment` and `erase_prob` off; images are resized exactly; the seed does not
+    matter. Raises UserError as Loader does.
     """
     _check(config, host, num_hosts)
-    config = replace(config, decode="exact")
-    calm = replace(config, flip=False, policy="none", erase_prob=0.0)
-    if config.augment == "random_crop" or config != calm:
-        keys = ("augment", "flip", "policy", "erase_prob")
+    config = replace(config, resize="exact")
+    calm = replace(config, flip=False, augment="none", erase_prob=0.0)
+    if config.crop == "random" or config != calm:
+        keys = ("crop", "flip", "augment", "erase_prob")
         found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(
-            f"{found} is random: a pass for evaluation wants augment='center_crop' or 'none', "
-            "flip=False, policy='none', erase_prob=0"
+            f"{found} is random: a pass for evaluation wants crop='center' or 'none', "
+            "flip=False, augment='none', erase_prob=0"
         )
     records = open_dataset(config.path, config.split)
     order = Order(len(records), seed=0, shuffle=False, repeat=False)
@@ -208,8 +212,7 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
     try:
         for _ in range(num_steps):
             made = next(stream)
-            del made["block"], made["num_bytes"]
-            bad.add(len(made["valid"]), made.pop("bad"))
+            bad.add(made.account)
             yield made
     finally:
         stream.close()
@@ -223,13 +226,13 @@ def _check(config: LoaderConfig, host: int, num_hosts: int) -> None:
 
 
 def _check_fixed_size(records: RecordSet, config: LoaderConfig) -> None:
-    """Without augmentation a wrong image_size would make every record a bad one."""
+    """Without a crop a wrong image_size would make every record a bad one."""
     try:
         width, height = identify(records[0].image).size
     except (DecodeError, RecordError):  # dealt with where it is met
         return
     if (height, width) != tuple(config.image_size):
         raise UserError(
-            f"data.augment='none' with model.image_size={config.image_size}, but the images of "
-            f"{config.path} are {(height, width)}: use that size, or data.augment=random_crop"
+            f"data.crop='none' with model.image_size={config.image_size}, but the images of "
+            f"{config.path} are {(height, width)}: use that size, or data.crop=random"
         )

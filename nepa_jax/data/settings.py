@@ -4,89 +4,75 @@ Loads nothing: a config is checked before any library that it needs is.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Container, Iterator
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from nepa_jax.base.memory import memory_bytes
 from nepa_jax.base.sections import WRONG, Bound, fitted, shown, wanted
 
 
+def key(default: Any, allowed: Bound | tuple[str | int, ...] | None = None) -> Any:
+    """A setting with its default, and its range or choices; None: anything of the default's type.
+
+    This is all that a config's section `data`, its checks and the loader's config are made from.
+    """
+    return field(default=default, metadata={"allowed": allowed})
+
+
 @dataclass(frozen=True)
 class LoaderConfig:
     """What a batch is made of, and how.
 
-    batch_size counts all hosts. image_size is (height, width). `augment`, `crop_scale`,
-    `crop_pct`, `interpolation`, `flip`, `decode`, `policy` and `erase_prob` are those of
-    Transform. num_workers is the number of processes (0: none but this one), each with
-    num_threads threads. read_ahead is in batches, and at least as many as are under way at a
-    time: one more than there are processes. Neither these three nor the number of hosts change
-    a batch. A share of undecodable examples above max_bad_rate is an error.
+    Neither the number of hosts, nor processes, threads and batches ahead change a batch. A share of
+    undecodable examples above max_bad_rate is an error.
     """
 
-    path: str
-    split: str = "train"
-    image_size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    batch_size: int = 256
-    seed: int = 0
-    augment: str = "random_crop"
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
-    flip: bool = True
-    num_workers: int = 0
-    num_threads: int = 8
-    read_ahead: int = 2
-    max_bad_rate: float = 0.001
-    shuffle: bool = True
-    decode: str = "exact"
-    policy: str = "none"
-    erase_prob: float = 0.0
+    path: str = key("")  # a folder written by `nepa-jax data prepare`
+    split: str = key("train")
+    image_size: tuple[int, int] = key((224, 224), Bound("[1, 16384]", "224"))  # (height, width), px
+    channels: int = key(3, (1, 3))  # decode.MODES
+    batch_size: int = key(4096, Bound("[1, 16777216]", "256"))  # images per step, of all hosts
+    seed: int = key(0)
+    # How images are cut: transforms.CROPS.
+    crop: str = key("random", ("random", "center", "none"))
+    crop_scale: tuple[float, float] = key((0.2, 1.0), Bound("(0, 1]", "(0.2, 1.0)"))  # of the area
+    crop_pct: float = key(0.875, Bound("[0.1, 1]", "0.875"))  # what "center" keeps of a short side
+    # How pixels are resampled: resize.INTERPOLATIONS and RESIZES. "fast" has 1.5 times the speed of
+    # "exact", which is as Pillow, bit for bit, and is at 49 dB to it.
+    interpolation: str = key("bicubic", ("bilinear", "bicubic"))
+    resize: str = key("exact", ("exact", "fast"))
+    flip: bool = key(True)  # left to right, half of the time
+    # For fine-tuning, after the crop and the flip: augment.AUGMENTS.
+    augment: str = key("none", ("none", "rand_augment", "three_augment", "color_jitter"))
+    erase_prob: float = key(0.0, Bound("[0, 1]", "0.25"))  # of a rectangle of an image
+    num_workers: int = key(0, Bound("[0, 256]", "0"))  # processes; no machine has cores for more
+    # Decoding threads of each process; 0: one per core. 50 keep a bucket busy, all waiting for it.
+    num_threads: int = key(0, Bound("[0, 1024]", "0 for one per core"))
+    read_ahead: int = key(4, Bound("[1, 1024]", "2"))  # batches; at least those under way at a time
+    max_bad_rate: float = key(0.001, Bound("[0, 1]", "0.001"))
+
+    @property
+    def threads(self) -> int:
+        return self.num_threads or os.cpu_count() or 1
 
 
-BOUNDS = {
-    "image_size": Bound("[1, 16384]", "224"),  # px
-    "batch_size": Bound("[1, 16777216]", "256"),
-    "crop_scale": Bound("(0, 1]", "(0.2, 1.0)"),
-    "crop_pct": Bound("[0.1, 1]", "0.875"),
-    "num_workers": Bound("[0, 256]", "0"),  # of 45 MiB each; no machine has more cores to spare
-    "num_threads": Bound("[1, 1024]", "one per core"),  # 50 keep a bucket busy, all waiting for it
-    "read_ahead": Bound("[1, 1024]", "2"),
-    "max_bad_rate": Bound("[0, 1]", "0.001"),
-    "erase_prob": Bound("[0, 1]", "0.25"),
-}
-
-# Named here, where nothing heavy is loaded; each is implemented in a table of these keys.
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "channels": (1, 3),  # decode.MODES
-    "augment": ("random_crop", "center_crop", "none"),  # transforms.AUGMENTS
-    "interpolation": ("bilinear", "bicubic"),  # resize.INTERPOLATIONS
-    "decode": ("exact", "fast"),  # resize.RESIZES
-    "policy": ("none", "rand_augment", "three_augment", "color_jitter"),  # augment.POLICIES
-}
+# These have other names in the config of a run.
+PLACES = {"image_size": "model.image_size", "channels": "model.in_channels", "seed": "run.seed"}
+# The section `data` of a config: every other one.
+DATA = {each.name: each.default for each in fields(LoaderConfig) if each.name not in PLACES}
 
 WORKER_BYTES = 64 << 20  # a process, without its batch
 SHARE_OF_MEMORY = 0.75  # that the loader may want
 
-# These have other names in the config of a run.
-PLACES = {"image_size": "model.image_size", "channels": "model.in_channels", "seed": "run.seed"}
-
 
 def problems(config: LoaderConfig, num_hosts: int = 1) -> list[str]:
     """One line for each wrong value, as `data.key = value: problem; try ...`."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    wrong = {
-        key: f"not a choice; try {' or '.join(map(str, known))}"
-        for key, known in CHOICES.items()
-        if values[key] not in known
-    }
-    for key, value in values.items():
-        if key not in CHOICES and key != "path" and (problem := _problem(key, value)):
-            wrong[key] = problem
-    for key, problem in _contradictions(config, num_hosts):
-        wrong.setdefault(key, problem)
-    return [_line(config, key, problem) for key, problem in wrong.items()]
+    found = {each.name: _problem(each, getattr(config, each.name)) for each in fields(config)}
+    wrong = {name: problem for name, problem in found.items() if problem}
+    wrong |= _contradictions(config, num_hosts, wrong)
+    return [_line(config, name, problem) for name, problem in wrong.items()]
 
 
 def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
@@ -106,27 +92,29 @@ def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
     return [_line(config, key, text)]
 
 
-def _line(config: LoaderConfig, key: str, problem: str) -> str:
-    return f"{PLACES.get(key, f'data.{key}')} = {shown(getattr(config, key))}: {problem}"
+def _line(config: LoaderConfig, name: str, problem: str) -> str:
+    return f"{PLACES.get(name, f'data.{name}')} = {shown(getattr(config, name))}: {problem}"
 
 
-def _problem(key: str, value: Any) -> str | None:
+def _problem(each: Field, value: Any) -> str | None:
     """What is wrong with a value by itself."""
-    default, bound = getattr(LoaderConfig, key), BOUNDS.get(key)
+    default, allowed = each.default, each.metadata["allowed"]
+    if isinstance(allowed, tuple):
+        choices = " or ".join(map(str, allowed))
+        return None if value in allowed else f"not a choice; try {choices}"
     if isinstance(default, tuple) and (not isinstance(value, tuple) or len(value) != 2):
         return f"must be two numbers in brackets; try {default}"
-    if (fit := fitted(value, default, bound)) is WRONG:
-        return f"wrong type; write {wanted(default, bound)}"
-    return None if bound is None or bound.holds(fit) else bound.words()
+    if (fit := fitted(value, default, allowed)) is WRONG:
+        return f"wrong type; write {wanted(default, allowed)}"
+    return None if allowed is None or allowed.holds(fit) else allowed.words()
 
 
-def _contradictions(config: LoaderConfig, num_hosts: int) -> Iterator[tuple[str, str]]:
+def _contradictions(
+    config: LoaderConfig, num_hosts: int, wrong: Container[str]
+) -> Iterator[tuple[str, str]]:
     """Keys whose values, each right by itself, do not go together, and why."""
-    if not _problem("batch_size", config.batch_size) and config.batch_size % num_hosts:
+    if "batch_size" not in wrong and config.batch_size % num_hosts:
         multiple = max(1, round(config.batch_size / num_hosts)) * num_hosts
         yield "batch_size", f"must be a multiple of the {num_hosts} hosts; try {multiple}"
-    if (
-        not _problem("crop_scale", config.crop_scale)
-        and config.crop_scale[0] > config.crop_scale[1]
-    ):
+    if "crop_scale" not in wrong and config.crop_scale[0] > config.crop_scale[1]:
         yield "crop_scale", "the low end comes first; try (0.2, 1.0)"

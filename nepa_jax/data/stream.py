@@ -4,19 +4,18 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import grain
 import numpy as np
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.data.batches import BatchMaker, Task
+from nepa_jax.data.batches import BatchMaker, Made, Task
 from nepa_jax.data.order import Order
 from nepa_jax.data.workers import Workers
 
 END = 1 << 60  # the stream has no end; grain wants a length
 
-Make = Callable[[Task], dict[str, Any]]
+Make = Callable[[Task], Made]
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Blocks:
 
 
 class Stream:
-    """The blocks that `chosen` picks, in order, with what BatchMaker tells of how they were made
-    and their number `block`.
+    """The blocks that `chosen` picks, in order.
 
     Raises UserError if there is too little memory for worker processes, or when one of them ends
     or there is none left; and as BatchMaker does.
@@ -58,7 +56,7 @@ class Stream:
         stream = grain.MapDataset.range(END)[chosen].map(self._make_block)
         self._iterator = iter(stream.to_iter_dataset(ahead))
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Made:
         try:
             made = next(self._iterator)
         except BrokenProcessPool as error:
@@ -71,9 +69,10 @@ class Stream:
         return made
 
     def _too_much(self, what: str) -> UserError:
-        keys = ("num_workers", "num_threads", "read_ahead")
+        config = self._config
         return UserError(
-            f"{what}, lower {' or '.join(f'data.{key}={getattr(self._config, key)}' for key in keys)}"
+            f"{what}, lower data.num_workers={config.num_workers} or "
+            f"data.num_threads={config.threads} or data.read_ahead={config.read_ahead}"
         )
 
     @property
@@ -87,15 +86,11 @@ class Stream:
         if self._workers is not None:
             self._workers.close()
 
-    def _make_block(self, block: int) -> dict[str, Any]:
+    def _make_block(self, block: int) -> Made:
         made = self._make(self._blocks.task(block))
         self._ready.put(block)
-        return {"block": block, **made}
+        return made
 
 
 def _in_this_process(maker: BatchMaker) -> Make:
-    def make(task: Task) -> dict[str, Any]:
-        image = np.empty((len(task.indices), *maker.image_shape), np.uint8)
-        return {"image": image, **maker(task, image)}
-
-    return make
+    return lambda task: maker(task, np.empty((len(task.indices), *maker.image_shape), np.uint8))

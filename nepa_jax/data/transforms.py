@@ -2,58 +2,40 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from nepa_jax.data.augment import POLICIES, random_erase
+from nepa_jax.data.augment import AUGMENTS, random_erase
 from nepa_jax.data.decode import DecodeError
 from nepa_jax.data.resize import RESIZES
+from nepa_jax.data.settings import LoaderConfig
 
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Transform:
-    """What is done to every image. Calling it is a pure function of (pixels, rng).
+Crop = Callable[[LoaderConfig, np.ndarray, np.random.Generator], np.ndarray]
 
-    image_size: (height, width) of the result.
-    augment: a key of AUGMENTS.
-    crop_scale: least and greatest share of the image's area, for `random_crop`.
-    crop_pct: share of the resized short side that `center_crop` keeps.
-    interpolation: a key of INTERPOLATIONS; both are antialiased when they shrink.
-    flip: mirror left to right, half of the time.
-    decode: a key of RESIZES; `exact` is bit for bit as Pillow's, `fast` nearly.
-    policy: a key of POLICIES, applied after the crop and the flip.
-    erase_prob: the share of the examples of which a rectangle is erased, last of all.
+
+def transform(
+    config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator, out: np.ndarray
+) -> None:
+    """Writes what is made of `pixels`, uint8 [h, w, C], into `out`, uint8 [H, W, C].
+
+    A pure function of config, pixels and rng: the crop, the flip, the augmentation, the erasing.
+    Raises DecodeError if config.crop is `none` and the image has another size.
     """
+    pixels = CROPS[config.crop](config, pixels, rng)
+    if config.flip and rng.random() < 0.5:
+        pixels = _mirrored(pixels)
+    out[:] = AUGMENTS[config.augment](pixels, rng)
+    if config.erase_prob:
+        random_erase(out, rng, config.erase_prob)
 
-    image_size: tuple[int, int]
-    augment: str = "random_crop"
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
-    flip: bool = True
-    decode: str = "exact"
-    policy: str = "none"
-    erase_prob: float = 0.0
 
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator, out: np.ndarray) -> None:
-        """Writes the result for `pixels`, uint8 [h, w, C], into `out`, uint8 [H, W, C].
-
-        Raises DecodeError if augment is `none` and the image has another size.
-        """
-        pixels = AUGMENTS[self.augment](self, pixels, rng)
-        if self.flip and rng.random() < 0.5:
-            pixels = _mirrored(pixels)
-        out[:] = POLICIES[self.policy](pixels, rng)
-        if self.erase_prob:
-            random_erase(out, rng, self.erase_prob)
-
-    def resize(self, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """`pixels` at the size (width, height)."""
-        return RESIZES[self.decode](pixels, size, self.interpolation)
+def _resized(config: LoaderConfig, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`pixels` at the size (width, height)."""
+    return RESIZES[config.resize](pixels, size, config.interpolation)
 
 
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
@@ -102,25 +84,25 @@ def _below(rng: np.random.Generator, stop: int) -> int:
     return int(rng.random() * stop)
 
 
-def _random_crop(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _random_crop(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = pixels.shape[:2]
     left, top, w, h = random_resized_crop_box(width, height, rng, config.crop_scale)
     # Crop first: the filter must not see pixels outside of the box.
-    return config.resize(pixels[top : top + h, left : left + w], config.image_size[::-1])
+    return _resized(config, pixels[top : top + h, left : left + w], config.image_size[::-1])
 
 
-def _center_crop(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _center_crop(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = config.image_size
     size = pixels.shape[1::-1]
     resized = _covering_size(size, config)
     if resized != size:
-        pixels = config.resize(pixels, resized)
+        pixels = _resized(config, pixels, resized)
     left = round((resized[0] - width) / 2)
     top = round((resized[1] - height) / 2)
     return pixels[top : top + height, left : left + width]
 
 
-def _covering_size(size: tuple[int, int], config: Transform) -> tuple[int, int]:
+def _covering_size(size: tuple[int, int], config: LoaderConfig) -> tuple[int, int]:
     """The (width, height) at which an image of `size` just covers image_size / crop_pct."""
     width, height = size
     least_h, least_w = (int(side / config.crop_pct) for side in config.image_size)
@@ -129,15 +111,11 @@ def _covering_size(size: tuple[int, int], config: Transform) -> tuple[int, int]:
     return least_w, max(least_h, int(least_w * height / width))
 
 
-def _unchanged(config: Transform, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _unchanged(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     found, wanted = pixels.shape[:2], tuple(config.image_size)
     if found != wanted:
         raise DecodeError(f"is {found[0]} x {found[1]} pixels, not {wanted[0]} x {wanted[1]}")
     return pixels
 
 
-AUGMENTS: dict[str, Callable[[Transform, np.ndarray, np.random.Generator], np.ndarray]] = {
-    "random_crop": _random_crop,
-    "center_crop": _center_crop,
-    "none": _unchanged,
-}
+CROPS: dict[str, Crop] = {"random": _random_crop, "center": _center_crop, "none": _unchanged}

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing.shared_memory import SharedMemory
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.data.batches import BatchMaker, Task
+from nepa_jax.data.batches import BatchMaker, Made, Task
 
 SHARED_MEMORY = "/dev/shm"  # where it is on Linux
 
@@ -50,8 +49,8 @@ class Workers:
         for block in self._blocks:
             self._free.put(block)
 
-    def __call__(self, task: Task) -> dict[str, Any]:
-        """All that BatchMaker makes for `task`, and `image`, uint8 [rows, H, W, C].
+    def __call__(self, task: Task) -> Made:
+        """What BatchMaker makes for `task`.
 
         Raises BrokenProcessPool if a process has ended, and as BatchMaker does.
         """
@@ -60,10 +59,10 @@ class Workers:
             with _without_signals():  # it may start a process
                 future = self._pool.submit(_make, self._maker, task, block.name)
             made = future.result()
-            image = np.ndarray(self._shape, np.uint8, block.buf).copy()
+            made.batch["image"] = np.ndarray(self._shape, np.uint8, block.buf).copy()
         finally:
             self._free.put(block)
-        return {"image": image, **made}
+        return made
 
     def close(self) -> None:
         """Ends the processes, once they have finished what they are at."""
@@ -112,11 +111,14 @@ def _end_when_told() -> None:
     os._exit(1)
 
 
-def _make(maker: BatchMaker, task: Task, block: str) -> dict[str, Any]:
+def _make(maker: BatchMaker, task: Task, block: str) -> Made:
+    """Without the image: it is in the block."""
     shared = SharedMemory(block)
     try:
         shape = (len(task.indices), *maker.image_shape)
-        return _first_equal(maker)(task, np.ndarray(shape, np.uint8, shared.buf))
+        made = _first_equal(maker)(task, np.ndarray(shape, np.uint8, shared.buf))
+        del made.batch["image"]
+        return made
     finally:
         shared.close()
 

@@ -127,8 +127,8 @@ def read_splits(data: str) -> Splits:
 def read_split(data: str, split: str, count: int) -> Split:
     """The first images of a split, in whole batches."""
     side = photographs.SIDE
-    config = LoaderConfig(data, split, (side, side), batch_size=BATCH, augment="none", flip=False)
-    batches = list(islice(iter_epoch(config), count // BATCH))
+    config = LoaderConfig(data, split, (side, side), batch_size=BATCH, crop="none", flip=False)
+    batches = [made.batch for made in islice(iter_epoch(config), count // BATCH)]
     return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
 
 

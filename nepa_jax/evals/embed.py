@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import progress, warn
 from nepa_jax.base.threads import ordered_map
-from nepa_jax.data.decode import DecodeError, decoded
+from nepa_jax.config import evaluation_data
+from nepa_jax.data.decode import DecodeError
+from nepa_jax.data.images import cut_out
 from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.listing import IMAGE_SUFFIXES, Example, Listing
 from nepa_jax.data.prepare.split import open_listing
+from nepa_jax.data.settings import LoaderConfig
 from nepa_jax.evals.features import extract
-from nepa_jax.images import cut, evaluation_transform
 from nepa_jax.loading import Loaded
 
 BATCH = 64  # images
@@ -56,7 +57,7 @@ def embed(
     place = _writable(out)
     with _opened(images, split) as listing:
         read, left_out = [], listing.left_out
-        pixels = _pixels(listing.examples, loaded.config, read, left_out)
+        pixels = _pixels(listing.examples, evaluation_data(loaded.config), read, left_out)
         batches = map(np.stack, _in_groups(pixels))
         features = extract(loaded.objective, loaded.model, batches, pool, layer)[0]
     for line in left_out.lines():
@@ -100,11 +101,10 @@ def _opened(images: Sequence[str], split: str) -> Iterator[Listing]:
 
 
 def _pixels(
-    examples: Sequence[Example], config: ConfigDict, read: list[Example], left_out: LeftOut
+    examples: Sequence[Example], data: LoaderConfig, read: list[Example], left_out: LeftOut
 ) -> Iterator[np.ndarray]:
     """The images that can be decoded, uint8 [H, W, C]; ``read`` gets their examples, in order."""
-    cut_out = partial(_decoded, config=config)
-    found = ordered_map(cut_out, examples, THREADS)
+    found = ordered_map(partial(_decoded, data=data), examples, THREADS)
     for example, pixels in zip(examples, progress(found, len(examples), "embed"), strict=True):
         if isinstance(pixels, str):
             left_out.add(pixels, example.name)
@@ -113,11 +113,10 @@ def _pixels(
             yield pixels
 
 
-def _decoded(example: Example, config: ConfigDict) -> np.ndarray | str:
+def _decoded(example: Example, data: LoaderConfig) -> np.ndarray | str:
     """uint8 [H, W, C], or why there is none."""
     try:
-        with decoded(example.read(), config.model.in_channels) as pixels:
-            return cut(pixels, evaluation_transform(config))
+        return cut_out(example.read(), data)
     except (DecodeError, OSError) as error:
         return f"images that cannot be read ({error})"
 

@@ -1,17 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from nepa_jax.data import augment
 from nepa_jax.data.augment import (
+    AUGMENTS,
     FILL,
-    POLICIES,
     RAND_AUGMENT,
     SIGNED,
     erase_box,
     random_erase,
 )
-from nepa_jax.data.transforms import Transform
+from nepa_jax.data.settings import LoaderConfig
+from nepa_jax.data.transforms import transform
 
 TIMM_NAMES = {
     "auto_contrast": "AutoContrast",
@@ -162,15 +165,15 @@ def test_erased_pixels_have_imagenets_mean_and_deviation():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_policies_are_functions_of_the_image_and_the_random_numbers(image, mode, policy):
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmentations_are_functions_of_the_image_and_the_random_numbers(image, mode, name):
     pixels = np.asarray(image.convert(mode)).reshape(40, 48, -1)
     before = pixels.copy()
-    found = [POLICIES[policy](pixels, np.random.default_rng(seed)) for seed in (0, 0, *range(8))]
+    found = [AUGMENTS[name](pixels, np.random.default_rng(seed)) for seed in (0, 0, *range(8))]
     assert all(result.shape == pixels.shape and result.dtype == np.uint8 for result in found)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(pixels, before)
-    assert policy == "none" or any(np.any(result != pixels) for result in found)
+    assert name == "none" or any(np.any(result != pixels) for result in found)
 
 
 def test_magnitudes_vary_around_nine(monkeypatch, image):
@@ -183,13 +186,13 @@ def test_magnitudes_vary_around_nine(monkeypatch, image):
     assert abs(np.mean(levels) - 0.9) < 0.01 and 0.04 < np.std(levels) < 0.055
 
 
-def test_a_transform_applies_its_policy_and_erases(picture):
+def test_a_transform_augments_and_erases(picture):
     pixels = np.asarray(picture(1, 32, 32))
-    plain = Transform((16, 16))
-    for change in ({"policy": "color_jitter"}, {"erase_prob": 1.0}):
+    plain = LoaderConfig(image_size=(16, 16))
+    for change in ({"augment": "color_jitter"}, {"erase_prob": 1.0}):
         results = []
-        for transform in (plain, Transform((16, 16), **change)):
+        for config in (plain, replace(plain, **change)):
             out = np.zeros((16, 16, 3), np.uint8)
-            transform(pixels, np.random.default_rng(3), out)
+            transform(config, pixels, np.random.default_rng(3), out)
             results.append(out)
         assert np.any(results[0] != results[1])

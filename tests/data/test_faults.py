@@ -57,17 +57,17 @@ def test_odd_images_are_decoded_or_refused(oddities):
             assert not good and type(error).__name__ == "DecodeError", name
 
 
-@pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_bad_images_are_substituted_and_counted(odd_set, decode):
+@pytest.mark.parametrize("resize", ["exact", "fast"])
+def test_bad_images_are_substituted_and_counted(odd_set, resize):
     config = LoaderConfig(
-        odd_set, image_size=(16, 16), batch_size=64, num_threads=2, decode=decode, max_bad_rate=1.0
+        odd_set, image_size=(16, 16), batch_size=64, num_threads=2, resize=resize, max_bad_rate=1.0
     )
     with Loader(config) as loader:
-        batch = loader.batch(0)
+        batch, account = loader.made(0)
         assert loader.stats()["data/substitutes"] == 3 and loader.stats()["data/read_mb"] > 0
-    assert len(np.unique(batch["index"])) >= 64 - 6 and np.all(batch["image"].any((1, 2, 3)))
-    found = list(iter_epoch(replace(config, augment="center_crop", flip=False)))
-    assert sum(part["valid"].sum() for part in found) == 61
+    assert len(np.unique(account.index)) >= 64 - 6 and np.all(batch["image"].any((1, 2, 3)))
+    found = list(iter_epoch(replace(config, crop="center", flip=False)))
+    assert sum(made.account.valid.sum() for made in found) == 61
     assert len(verify(odd_set)["train"]) == 3
 
 
@@ -99,7 +99,7 @@ def test_a_flipped_byte_in_the_index_of_a_shard(prepared, tmp_path):
         config = LoaderConfig(str(copy), image_size=(8, 8), batch_size=10, num_threads=2)
         try:
             with Loader(config) as loader:
-                indices = [len(loader.batch(step)["index"]) for step in range(5)]
+                indices = [len(loader.batch(step)["image"]) for step in range(5)]
             assert indices == [10] * 5
         except UserError as error:
             assert str(copy) in str(error) or "verify" in str(error)
@@ -109,7 +109,7 @@ def test_a_flipped_byte_in_the_index_of_a_shard(prepared, tmp_path):
 def test_hosts_with_workers_have_their_rows_of_the_same_batch(
     prepared, host, num_hosts, num_workers
 ):
-    plain = LoaderConfig(prepared, image_size=(8, 8), batch_size=12, num_threads=1, decode="fast")
+    plain = LoaderConfig(prepared, image_size=(8, 8), batch_size=12, num_threads=1, resize="fast")
     with Loader(plain) as loader:
         expected = loader.batch(7)
     with Loader(replace(plain, num_workers=num_workers), host, num_hosts) as loader:
@@ -121,8 +121,8 @@ def test_hosts_with_workers_have_their_rows_of_the_same_batch(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"decode": "quick"}, "data.decode = quick.*exact or fast"),
-        ({"policy": "randaug"}, "data.policy = randaug.*rand_augment"),
+        ({"resize": "quick"}, "data.resize = quick.*exact or fast"),
+        ({"augment": "randaug"}, "data.augment = randaug.*rand_augment"),
         ({"erase_prob": 1.5}, "data.erase_prob = 1.5"),
     ],
 )
@@ -132,12 +132,12 @@ def test_wrong_settings_are_named(prepared, change, words):
 
 
 def test_evaluation_is_exact_and_not_augmented(prepared):
-    config = LoaderConfig(
-        prepared, image_size=(16, 12), batch_size=10, augment="center_crop", flip=False
+    config = LoaderConfig(prepared, image_size=(16, 12), batch_size=10, crop="center", flip=False)
+    exact, fast = (
+        next(iter_epoch(replace(config, resize=mode))).batch for mode in ("exact", "fast")
     )
-    exact, fast = (next(iter_epoch(replace(config, decode=mode))) for mode in ("exact", "fast"))
     np.testing.assert_array_equal(exact["image"], fast["image"])
-    for change in ({"policy": "rand_augment"}, {"erase_prob": 0.1}):
+    for change in ({"augment": "rand_augment"}, {"erase_prob": 0.1}):
         with pytest.raises(UserError, match="is random"):
             next(iter_epoch(replace(config, **change)))
 
@@ -146,7 +146,7 @@ def test_evaluation_is_exact_and_not_augmented(prepared):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (MemoryError(), UserError, "no memory left.*data.num_threads=8"),
+        (MemoryError(), UserError, "no memory left.*data.num_threads=3"),
         (RuntimeError("pread() failed: Stale file handle; reading X"), UnavailableError, "mounted"),
         (RuntimeError("open() failed: Too many open files; opening X"), UserError, "ulimit -n"),
     ],
@@ -158,7 +158,8 @@ def test_what_the_system_cannot_do_is_not_a_bad_record(prepared, monkeypatch, er
         def read(self, _):
             raise error
 
-    with Loader(LoaderConfig(prepared, image_size=(8, 8), batch_size=10)) as loader:
+    config = LoaderConfig(prepared, image_size=(8, 8), batch_size=10, num_threads=3)
+    with Loader(config) as loader:
         monkeypatch.setitem(vars(loader.records), "_readers", [Reader()])
         with pytest.raises(kind, match=words):
             loader.batch(0)

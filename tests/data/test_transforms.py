@@ -5,13 +5,14 @@ import pytest
 from PIL import Image
 
 from nepa_jax.data.decode import DecodeError
-from nepa_jax.data.transforms import Transform, random_resized_crop_box
+from nepa_jax.data.settings import LoaderConfig
+from nepa_jax.data.transforms import random_resized_crop_box, transform
 
 
-def apply(transform, image, seed=0):
+def apply(config, image, seed=0):
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    out = np.zeros((*transform.image_size, pixels.shape[2]), np.uint8)
-    transform(pixels, np.random.default_rng(seed), out)
+    out = np.zeros((*config.image_size, pixels.shape[2]), np.uint8)
+    transform(config, pixels, np.random.default_rng(seed), out)
     return out
 
 
@@ -43,19 +44,19 @@ def test_impossible_boxes_fall_back_to_the_clipped_centre():
 
 def test_random_crop_is_crop_then_resize(picture):
     image = picture(0, 100, 80)
-    transform = Transform((32, 48), flip=False, interpolation="bilinear")
+    config = LoaderConfig(image_size=(32, 48), flip=False, interpolation="bilinear")
     left, top, w, h = random_resized_crop_box(100, 80, np.random.default_rng(5), (0.2, 1.0))
     crop = image.crop((left, top, left + w, top + h)).resize((48, 32), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(apply(transform, image, 5), np.asarray(crop))
+    np.testing.assert_array_equal(apply(config, image, 5), np.asarray(crop))
 
 
 def test_flip_mirrors_half_of_the_images(picture):
     image = picture(1, 16, 16)
-    transform = Transform((16, 16), augment="none", flip=True)
+    config = LoaderConfig(image_size=(16, 16), crop="none", flip=True)
     plain = np.asarray(image)
-    flipped = [not np.array_equal(apply(transform, image, seed), plain) for seed in range(200)]
+    flipped = [not np.array_equal(apply(config, image, seed), plain) for seed in range(200)]
     assert 70 < sum(flipped) < 130
-    np.testing.assert_array_equal(apply(transform, image, flipped.index(True)), plain[:, ::-1])
+    np.testing.assert_array_equal(apply(config, image, flipped.index(True)), plain[:, ::-1])
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 229), (90, 60)])
@@ -67,26 +68,26 @@ def test_center_crop_is_resize_and_crop_of_the_short_side(picture, size):
     big = image.resize(resized, Image.Resampling.BICUBIC)
     left, top = round((resized[0] - 224) / 2), round((resized[1] - 224) / 2)
     expected = np.asarray(big.crop((left, top, left + 224, top + 224)))
-    transform = Transform((224, 224), augment="center_crop", flip=False)
-    np.testing.assert_array_equal(apply(transform, image), expected)
+    config = LoaderConfig(image_size=(224, 224), crop="center", flip=False)
+    np.testing.assert_array_equal(apply(config, image), expected)
 
 
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0, 0.9])
 @pytest.mark.parametrize("size", [(333, 127), (127, 333), (97, 97)])
 def test_center_crop_never_leaves_the_image(size, crop_pct):
     image = Image.new("L", size, 255)
-    transform = Transform((48, 96), augment="center_crop", crop_pct=crop_pct, flip=False)
-    assert apply(transform, image).min() == 255
+    config = LoaderConfig(image_size=(48, 96), crop="center", crop_pct=crop_pct, flip=False)
+    assert apply(config, image).min() == 255
 
 
 def test_none_wants_the_exact_size(picture):
-    transform = Transform((20, 24), augment="none", flip=False)
+    config = LoaderConfig(image_size=(20, 24), crop="none", flip=False)
     image = picture(3, 24, 20)
-    np.testing.assert_array_equal(apply(transform, image), np.asarray(image))
+    np.testing.assert_array_equal(apply(config, image), np.asarray(image))
     with pytest.raises(DecodeError, match="20 x 25"):
-        apply(transform, picture(3, 25, 20))
+        apply(config, picture(3, 25, 20))
 
 
 def test_one_channel(picture):
     image = picture(4, 30, 30).convert("L")
-    assert apply(Transform((8, 8)), image).shape == (8, 8, 1)
+    assert apply(LoaderConfig(image_size=(8, 8)), image).shape == (8, 8, 1)

@@ -33,16 +33,14 @@ def test_rows_that_are_not_valid_are_black_in_memory_that_is_used_again(tmp_path
     images = [(encode(picture(i)), None, f"{i:02d}.png") for i in range(20)]
     images = [(data[: -40 * (i % 3)] or data, *rest) for i, (data, *rest) in enumerate(images)]
     prepare_arrays(images, str(tmp_path))
-    config = LoaderConfig(
-        str(tmp_path), image_size=(8, 8), batch_size=3, augment="center_crop", flip=False
-    )
+    config = LoaderConfig(str(tmp_path), image_size=(8, 8), batch_size=3, crop="center", flip=False)
     config = replace(config, max_bad_rate=1.0)
     here, there = (list(iter_epoch(replace(config, num_workers=n))) for n in (0, 1))
     for expected, found in zip(here, there, strict=True):
-        for key in expected:
-            np.testing.assert_array_equal(found[key], expected[key])
-        assert not np.any(found["image"][~found["valid"]])
-    assert 5 < sum(batch["valid"].sum() for batch in there) < 15
+        np.testing.assert_array_equal(found.batch["image"], expected.batch["image"])
+        np.testing.assert_array_equal(found.account.index, expected.account.index)
+        assert not np.any(found.batch["image"][~found.account.valid])
+    assert 5 < sum(made.account.valid.sum() for made in there) < 15
 
 
 def test_too_little_shared_memory_is_an_error(config, monkeypatch):

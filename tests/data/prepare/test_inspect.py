@@ -69,9 +69,9 @@ def test_an_odd_record_is_bad_for_every_reader(write_set, odd, tmp_path, capsys)
     assert "2 of 52 records are left out, such as record 0" in capsys.readouterr().err
     config = LoaderConfig(path, image_size=(8, 8), batch_size=52, num_threads=2, max_bad_rate=1.0)
     with Loader(config) as loader:
-        batch = loader.batch(0)
-        assert loader.num_substituted == 2 and batch["index"].min() >= 2
-        assert (loader.shown(0, 1000) == batch["index"]).all()  # and not what was to be shown
+        index = loader.made(0).account.index
+        assert loader.num_substituted == 2 and index.min() >= 2
+        assert (loader.shown(0, 1000) == index).all()  # and not what was to be shown
         assert {0, 1} <= {*loader.indices(0)}
     assert "warning: 2 of 52 examples could not be decoded" in capsys.readouterr().err
 
@@ -80,7 +80,7 @@ def test_an_odd_record_is_bad_for_every_reader(write_set, odd, tmp_path, capsys)
 def test_bad_records_are_told_when_they_are_the_first_and_the_tenth(write_set, capsys):
     path = write_set([b"odd"] * 12)
     config = LoaderConfig(path, image_size=(8, 8), batch_size=2, num_threads=1, max_bad_rate=1.0)
-    list(iter_epoch(LoaderConfig(**{**vars(config), "augment": "center_crop", "flip": False})))
+    list(iter_epoch(LoaderConfig(**{**vars(config), "crop": "center", "flip": False})))
     told = capsys.readouterr().err.splitlines()
     assert [line.split(" examples")[0] for line in told] == ["warning: 2 of 2", "warning: 10 of 10"]
     assert all("nepa-jax data verify" in line for line in told)

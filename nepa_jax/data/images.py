@@ -3,16 +3,15 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.decode import DecodeError, decoded, pixels_of
-from nepa_jax.data.transforms import Transform
-from nepa_jax.models.sizes import image_size
+from nepa_jax.data.settings import LoaderConfig
+from nepa_jax.data.transforms import transform
 
 # A file, an opened image, pixels uint8 [H, W, C] or [B, H, W, C], or a list of the first three.
 ImagesLike = str | os.PathLike | Image.Image | np.ndarray | Sequence
@@ -20,57 +19,60 @@ ImagesLike = str | os.PathLike | Image.Image | np.ndarray | Sequence
 NEVER_RANDOM = np.random.default_rng(0)  # asked for by transforms; an evaluation draws nothing
 
 
-def evaluation_transform(config: ConfigDict) -> Transform:
-    """How images are cut for a model outside of training: the centre crop of its own size."""
-    return Transform(
-        image_size=image_size(config),
-        augment="center_crop",
-        crop_pct=config.data.crop_pct,
-        interpolation=config.data.interpolation,
-        flip=False,
-    )
+class Wanted(NamedTuple):
+    """What a model takes: images cut as `data` says, or pixels whose sides `patch_size` divides."""
+
+    data: LoaderConfig
+    patch_size: int
 
 
-def cut(pixels: np.ndarray, transform: Transform) -> np.ndarray:
-    """uint8 [h, w, C] of any size -> uint8 [H, W, C]."""
-    out = np.empty((*transform.image_size, pixels.shape[-1]), np.uint8)
-    transform(pixels, NEVER_RANDOM, out)
+def cut(pixels: np.ndarray, data: LoaderConfig) -> np.ndarray:
+    """uint8 [h, w, C] of any size -> uint8 [H, W, C]; `data` must leave nothing to chance."""
+    out = np.empty((*data.image_size, pixels.shape[-1]), np.uint8)
+    transform(data, pixels, NEVER_RANDOM, out)
     return out
 
 
-def as_batch(images: ImagesLike, config: ConfigDict) -> np.ndarray:
+def cut_out(encoded: bytes, data: LoaderConfig) -> np.ndarray:
+    """An encoded image -> uint8 [H, W, C]. Raises DecodeError as `decode` does."""
+    with decoded(encoded, data.channels) as pixels:
+        return cut(pixels, data)
+
+
+def as_batch(images: ImagesLike, data: LoaderConfig, patch_size: int) -> np.ndarray:
     """One batch of what a user gives, uint8 [B, H, W, C].
 
-    Files and opened images are decoded and cut as in evaluation; pixels are taken as they are.
+    Files and opened images are decoded and cut; pixels are taken as they are.
 
     Args:
         images: see :data:`ImagesLike`.
-        config: of the model.
+        data: how images are cut, with nothing left to chance.
+        patch_size: of the model.
 
     Raises:
         UserError: anything else, with what to do about it.
     """
+    wanted = Wanted(data, patch_size)
     if isinstance(images, list | tuple):
         if not images:
             raise UserError("images: the list is empty; give at least one image")
-        return _stacked([_one(image, config) for image in images])
+        return _stacked([_one(image, wanted) for image in images])
     if isinstance(images, str | os.PathLike | Image.Image):
-        return _one(images, config)[None]
-    pixels = _pixels(images, config)
+        return _one(images, wanted)[None]
+    pixels = _pixels(images, wanted)
     return pixels if pixels.ndim == 4 else pixels[None]
 
 
-def _one(image: Any, config: ConfigDict) -> np.ndarray:
+def _one(image: Any, wanted: Wanted) -> np.ndarray:
     """uint8 [H, W, C]."""
     if isinstance(image, str | os.PathLike):
-        return read_image(image, config)
+        return _read(Path(image), wanted.data)
     if isinstance(image, Image.Image):
         try:
-            pixels = pixels_of(image, config.model.in_channels)
-            return cut(pixels, evaluation_transform(config))
+            return cut(pixels_of(image, wanted.data.channels), wanted.data)
         except DecodeError as error:
             raise UserError(f"image {image!r}: {error}; open it again, or leave it out") from None
-    pixels = _pixels(image, config)
+    pixels = _pixels(image, wanted)
     if pixels.ndim == 4:
         raise UserError(
             f"images: a list with batches of shape {pixels.shape}; give np.concatenate(images)"
@@ -78,17 +80,16 @@ def _one(image: Any, config: ConfigDict) -> np.ndarray:
     return pixels
 
 
-def read_image(path: str | os.PathLike, config: ConfigDict) -> np.ndarray:
+def _read(path: Path, data: LoaderConfig) -> np.ndarray:
     """A file as a model takes it, uint8 [H, W, C].
 
     Raises:
         UserError: it cannot be read or decoded.
     """
     try:
-        with decoded(Path(path).read_bytes(), config.model.in_channels) as pixels:
-            return cut(pixels, evaluation_transform(config))
+        return cut_out(path.read_bytes(), data)
     except OSError as error:
-        remedy = "list its files" if Path(path).is_dir() else "give a file"
+        remedy = "list its files" if path.is_dir() else "give a file"
         raise UserError(f"image {path}: cannot be read ({error.strerror}); {remedy}") from None
     except DecodeError as error:
         raise UserError(f"image {path}: {error}; get it again, or leave it out") from None
@@ -104,7 +105,7 @@ def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(images)
 
 
-def _pixels(images: Any, config: ConfigDict) -> np.ndarray:
+def _pixels(images: Any, wanted: Wanted) -> np.ndarray:
     """uint8 [H, W, C] or [B, H, W, C] for the model.
 
     Raises:
@@ -116,14 +117,14 @@ def _pixels(images: Any, config: ConfigDict) -> np.ndarray:
         raise _wrong(type(images).__name__, "give uint8 pixels [B, H, W, C]") from error
     checks = (_wrong_axes, _wrong_values, _wrong_sides)
     for check in checks:
-        if remedy := check(pixels, config.model):
+        if remedy := check(pixels, wanted):
             raise _wrong(f"{pixels.dtype} of shape {pixels.shape}", remedy)
     return pixels
 
 
-def _wrong_axes(pixels: np.ndarray, model: ConfigDict) -> str | None:
+def _wrong_axes(pixels: np.ndarray, wanted: Wanted) -> str | None:
     """What to do about axes that are too few, too many or in another order; None if they fit."""
-    channels, shape = model.in_channels, pixels.shape
+    channels, shape = wanted.data.channels, pixels.shape
     if pixels.ndim == 2:
         return f"a gray image: np.repeat(images[..., None], {channels}, axis=-1)"
     if pixels.ndim not in (3, 4):
@@ -142,7 +143,7 @@ def _wrong_axes(pixels: np.ndarray, model: ConfigDict) -> str | None:
     return f"the last axis must be the {channels} channels of the model"
 
 
-def _wrong_values(pixels: np.ndarray, model: ConfigDict) -> str | None:
+def _wrong_values(pixels: np.ndarray, wanted: Wanted) -> str | None:
     if not pixels.size:
         return "it is empty; give at least one image"
     if pixels.dtype == np.uint8:
@@ -160,8 +161,8 @@ def _wrong_values(pixels: np.ndarray, model: ConfigDict) -> str | None:
     return f"images{'' if whole else '.round()'}.astype(np.uint8)"
 
 
-def _wrong_sides(pixels: np.ndarray, model: ConfigDict) -> str | None:
-    patch, sides = model.patch_size, pixels.shape[-3:-1]
+def _wrong_sides(pixels: np.ndarray, wanted: Wanted) -> str | None:
+    patch, sides = wanted.patch_size, pixels.shape[-3:-1]
     if not any(side % patch for side in sides):
         return None
     near = " x ".join(str(max(round(side / patch), 1) * patch) for side in sides)

@@ -73,6 +73,8 @@ class _Task(Generic[T]):
             self._result = self._work()
         except BaseException as error:  # raised again where it is waited for
             self._error = error
+        finally:
+            atexit.unregister(self.leave)
 
     def wait(self, seconds: float) -> bool:
         """Whether it has ended."""
@@ -89,4 +91,4 @@ class _Task(Generic[T]):
         if self._thread.is_alive():
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(0)
+            os._exit(1 if hasattr(sys, "last_value") else 0)  # the error that ended the process

@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+import nepa_jax
+from nepa_jax.base.streams import Lasting
+from nepa_jax.cli import main
+
 START = "from nepa_jax.base import streams; streams.make_standard_streams_last()"
 
 
@@ -17,6 +21,16 @@ def shell(code: str, redirected: str, encoding: str = "utf-8") -> subprocess.Com
         capture_output=True,
         text=True,
     )
+
+
+def test_nothing_but_the_command_line_takes_the_streams():
+    before = sys.stdin, sys.stdout, sys.stderr
+    with pytest.raises(nepa_jax.UserError):
+        nepa_jax.load("nowhere")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert (sys.stdin, sys.stdout, sys.stderr) == before
+    assert not isinstance(sys.__stderr__, Lasting)  # nor did what was imported
 
 
 @pytest.mark.trial

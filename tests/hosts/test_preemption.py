@@ -8,16 +8,20 @@ import threading
 import time
 
 import pytest
+import small
 
-from nepa_jax.hosts.preemption import NOTICES, SAME_NOTICE_S, Preemption
+from nepa_jax.base.errors import UserError
+from nepa_jax.hosts.preemption import NOTICES, Preemption
+from nepa_jax.train import pretrain
 
 ALONE = """
     import signal, sys, time
-    from nepa_jax.hosts.preemption import Preemption
+    from nepa_jax.hosts import preemption
 
-    with Preemption() as preemption:
+    preemption.SAME_NOTICE_S = 0.5
+    with preemption.Preemption() as asked:
         print("ready", flush=True)
-        while not preemption.requested(0):
+        while not asked.requested(0):
             time.sleep(0.01)
         print("noticed", flush=True)
         time.sleep(60)
@@ -42,7 +46,7 @@ def test_a_notice_is_seen_and_a_second_one_ends_the_process(number):
         lines = [process.stdout.readline() for _ in range(3)]
         assert any(number.name in line and "a second one ends at once" in line for line in lines)
         assert "noticed\n" in lines
-        time.sleep(SAME_NOTICE_S + 0.2)
+        time.sleep(0.7)
         assert process.poll() is None
         process.send_signal(number)
         assert process.wait(10) == -number
@@ -70,6 +74,14 @@ def test_the_former_handlers_come_back():
         assert all(signal.getsignal(number) != former[number] for number in NOTICES)
         assert not preemption.requested(0)
     assert {number: signal.getsignal(number) for number in NOTICES} == former
+
+
+def test_they_come_back_when_training_fails(tmp_path):
+    numbers = (*NOTICES, signal.SIGUSR1)
+    former = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(UserError, match="no/such/set"):
+        pretrain(small.config("nepa", "no/such/set"), str(tmp_path))
+    assert [signal.getsignal(number) for number in numbers] == former
 
 
 def test_another_thread_may_ask_too():

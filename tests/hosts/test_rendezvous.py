@@ -19,6 +19,12 @@ from nepa_jax.hosts.start import start
 from nepa_jax.hosts.words import mark
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Who finds nobody asks again soon."""
+    monkeypatch.setattr(rendezvous, "RETRY_S", 0.05)
+
+
 def outcomes(places: list[Place], timeout_s: float = 10) -> list[str]:
     """What each process is told; they start in the given order."""
     meetings = [Attempt(place, timeout_s) for place in places]
@@ -86,7 +92,7 @@ def test_all_meet_in_any_order():
 
 def test_those_who_came_hear_who_did_not():
     port = free_port()
-    told = outcomes([at(port, i) for i in (0, 2)], timeout_s=1.5)
+    told = outcomes([at(port, i) for i in (0, 2)], timeout_s=1.0)
     assert all("2 of 3 processes arrived" in text and "missing: 1." in text for text in told)
 
 
@@ -106,7 +112,7 @@ def test_one_who_left_may_come_again():
     ],
 )
 def test_a_host_that_never_arrives_is_an_error_soon(process, parts, monkeypatch):
-    monkeypatch.setattr(distributed, "ARRIVAL_TIMEOUT_S", 1)
+    monkeypatch.setattr(distributed, "ARRIVAL_TIMEOUT_S", 0.5)
     address = f"localhost:{free_port()}"
     began = time.monotonic()
     with pytest.raises(UnavailableError) as error:  # launchers try again
@@ -132,7 +138,7 @@ def test_a_number_given_twice_is_named(capfd):
 @pytest.mark.trial
 def test_another_count_is_named(capfd):
     port = free_port()
-    first, other = Attempt(at(port, 0), 1.5), Attempt(at(port, 1, processes=4))
+    first, other = Attempt(at(port, 0), 1.0), Attempt(at(port, 1, processes=4))
     assert "--processes=4, process 0 with 3" in other.outcome()
     assert isinstance(other.error, UserError)
     assert "--processes=4, process 0 with 3" in capfd.readouterr().err
@@ -159,7 +165,7 @@ def test_a_number_that_is_none_of_the_run_is_no_arrival(number):
 def test_two_runs_at_one_port_do_not_mix(values, capfd):
     port = free_port()
     mine, other = (at(port, 1, 2, token) for token in values)
-    first, stranger = Attempt(at(port, 0, 2, values[0])), Attempt(other, 1)
+    first, stranger = Attempt(at(port, 0, 2, values[0])), Attempt(other, 0.6)
     assert "another run is there, whose --workdir or NEPA_JAX_TOKEN" in stranger.outcome()
     assert isinstance(stranger.error, UnavailableError) and first.waits()
     assert [Attempt(mine).outcome(), first.outcome()] == ["", ""]
@@ -220,7 +226,7 @@ def test_many_who_say_nothing_delay_nobody(capfd, caplog):
 @pytest.mark.trial
 def test_many_kinds_of_strangers_are_no_flood(capfd):
     port = free_port()
-    first = Attempt(at(port, 0), 1.5)
+    first = Attempt(at(port, 0), 1.0)
     for i in range(40):
         connect(port, hello(at(port, 1), mark="", name=f"machine {i}")).close()
     text = first.outcome()
@@ -234,7 +240,7 @@ def test_a_byte_now_and_then_keeps_nobody_waiting(monkeypatch):
     monkeypatch.setattr(rendezvous, "HELLO_TIMEOUT_S", 0.5)
     port = free_port()
     began = time.monotonic()
-    first = Attempt(at(port, 0), 2)
+    first = Attempt(at(port, 0), 1.2)
     line = connect(port)
     with pytest.raises(OSError):
         while time.monotonic() - began < 5:
@@ -261,7 +267,7 @@ FALSE = {
 @pytest.mark.parametrize("text", FALSE.values(), ids=FALSE)
 def test_a_false_process_0_is_not_obeyed(text):
     with socket.create_server(("localhost", 0)) as server:
-        guest = Attempt(at(server.getsockname()[1], 1), 0.8)
+        guest = Attempt(at(server.getsockname()[1], 1), 0.6)
         line = server.accept()[0]
     line.sendall(text)
     line.close()

@@ -109,7 +109,7 @@ FAIL = """
     import sys, time
     from nepa_jax.hosts import start as distributed
 
-    distributed.HEARTBEAT_TIMEOUT_S, distributed.LEAVE_TIMEOUT_S = 5, 1
+    distributed.HEARTBEAT_TIMEOUT_S, distributed.LEAVE_TIMEOUT_S = 3, 1
     distributed.start(sys.argv[1], 2, int(sys.argv[2]))
     with distributed.failing_together():
         if sys.argv[2] == "1":

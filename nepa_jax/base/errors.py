@@ -43,12 +43,22 @@ def require_folder(path: str, option: str) -> None:
         )
 
 
-# Of storage on other machines that did not answer, and may when asked again.
+# What a number of the system says of the same command given again: it may work, where storage on
+# other machines did not answer, or it fails again. Of any other it is not known.
 _AWAY = (
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENETDOWN),
     *(errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
 )
+_LASTING = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
+def fails_again(error: BaseException) -> bool:
+    """Whether the system would say the same again: of a name, a right, a full disk."""
+    return getattr(error, "errno", None) in _LASTING
 
 
 def storage_error(line: str, error: BaseException) -> UserError | UnavailableError:

@@ -101,13 +101,9 @@ class Loader:
             )
         return made
 
-    def indices(self, step: int) -> np.ndarray:
-        """The record numbers of the whole batch of `step`, int64 [B], without substitution."""
-        size = self.config.batch_size
-        return self._blocks.order.indices(range(step * size, (step + 1) * size))
-
     def shown(self, step: int, rows: int) -> np.ndarray:
-        """As `indices`, with the substitutes, of the first `rows` rows: they are made once more."""
+        """The record numbers of the first rows of the whole batch of `step`, int64 [rows], substitutes
+        among them: the rows are made once more."""
         rows = min(rows, self.config.batch_size)
         first = step * self.config.batch_size
         task = Task(first, self._blocks.order.indices(range(first, first + rows)))
@@ -119,22 +115,8 @@ class Loader:
         return len(self.records)
 
     @property
-    def num_classes(self) -> int:
-        return self.records.num_classes
-
-    @property
     def fingerprint(self) -> str:
         return self.records.fingerprint
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the next epoch begins within a batch if one is left over."""
-        return self.num_examples // self.config.batch_size
-
-    @property
-    def num_substituted(self) -> int:
-        """Bad records met in the batches that this loader has returned."""
-        return self._bad.total
 
     def stats(self) -> dict[str, float]:
         """For the training log, of the batches that this loader has returned.
@@ -144,7 +126,7 @@ class Loader:
         the slower side.
         """
         return {
-            "data/substitutes": float(self.num_substituted),
+            "data/substitutes": float(self._bad.total),
             "data/read_mb": self._num_bytes / 1e6,
             "data/queue": float(self._num_ready),
         }

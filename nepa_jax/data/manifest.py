@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nepa_jax.base.errors import UnavailableError, UserError
+from nepa_jax.base.errors import UnavailableError, UserError, fails_again
 from nepa_jax.base.text import parse_json
 
 MANIFEST = "dataset.json"
@@ -19,14 +19,6 @@ AGAIN = "copy it again or prepare the data again"
 
 # Of splits and shards: a plain word is no way out of the folder, and nothing a terminal obeys.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-
-# What an error of the system means: these are mistakes that will be there the next time.
-_MISTAKES = frozenset(
-    (
-        *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE),
-    )
-)
 
 
 class Check(NamedTuple):
@@ -121,7 +113,7 @@ def cannot_read(file: str | Path, error: OSError) -> UserError | UnavailableErro
             f"{file} cannot be opened ({error.strerror}): raise the limit of this process with "
             "`ulimit -n`, or prepare the data again with fewer --shards"
         )
-    if error.errno in _MISTAKES:
+    if fails_again(error):
         return UserError(f"{file} cannot be read ({error.strerror}): {AGAIN}, or allow reading it")
     return UnavailableError(
         f"{file} cannot be read ({error.strerror}): look whether its storage is there and mounted, "

@@ -91,15 +91,11 @@ class RecordSet:
     fingerprint: str
 
     @property
-    def num_examples(self) -> int:
-        return self._ends[-1]
-
-    @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __len__(self) -> int:
-        return self.num_examples
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
         """Reads one record. Safe to call from many threads, once `open` has been.
@@ -107,8 +103,8 @@ class RecordSet:
         Raises IndexError out of range; RecordError if the record is damaged or is none of this
         set; UserError or UnavailableError if its file cannot be opened or read at all.
         """
-        if not 0 <= index < self.num_examples:
-            raise IndexError(f"record {index} of {self.num_examples}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
         position = index - (self._ends[shard - 1] if shard else 0)
         try:

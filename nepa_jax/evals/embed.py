@@ -18,7 +18,7 @@ from nepa_jax.data.decode import DecodeError
 from nepa_jax.data.images import cut_out
 from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.listing import IMAGE_SUFFIXES, Example, Listing
-from nepa_jax.data.prepare.split import open_listing
+from nepa_jax.data.prepare.opening import open_listing
 from nepa_jax.data.settings import LoaderConfig
 from nepa_jax.evals.features import extract
 from nepa_jax.loading import Loaded

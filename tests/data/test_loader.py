@@ -19,6 +19,12 @@ def config(prepared):
     return LoaderConfig(prepared, image_size=(16, 12), batch_size=12, seed=3, num_threads=2)
 
 
+def indices(config, step):
+    """The records at the positions of a step, of a set of 50."""
+    order, size = Order(50, config.seed, shuffle=True), config.batch_size
+    return order.indices(range(step * size, (step + 1) * size))
+
+
 def told(made):
     """A batch with the records that its rows show."""
     return {**made.batch, "index": made.account.index}
@@ -61,18 +67,17 @@ def test_shapes_and_dtypes(config):
     assert batch["image"].shape == (4, 16, 12, 3) and batch["image"].dtype == np.uint8
     assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
     assert set(batch) == {"image", "label"}
-    assert (loader.num_examples, loader.num_classes, loader.steps_per_epoch) == (50, 5, 4)
+    assert (loader.num_examples, loader.records.num_classes) == (50, 5)
     assert len(loader.fingerprint) == 64
 
 
 def test_each_epoch_is_a_permutation_and_no_two_agree(config):
     orders = set()
     for seed in range(10):
-        with Loader(replace(config, seed=seed, batch_size=50)) as loader:
-            for epoch in range(5):
-                order = loader.indices(epoch)
-                assert sorted(order) == list(range(50))
-                orders.add(tuple(order))
+        for epoch in range(5):
+            order = indices(replace(config, seed=seed, batch_size=50), epoch)
+            assert sorted(order) == list(range(50))
+            orders.add(tuple(order))
     assert len(orders) == 50
 
 
@@ -84,8 +89,7 @@ def test_orders_of_small_and_large_sets_are_permutations(num_examples):
 
 
 def test_positions_are_shuffled_evenly(config):
-    with Loader(replace(config, batch_size=50)) as loader:
-        orders = np.array([loader.indices(epoch) for epoch in range(400)])
+    orders = np.array([indices(replace(config, batch_size=50), epoch) for epoch in range(400)])
     assert abs(orders.mean(0) - 24.5).max() < 4  # standard error of a mean: 0.72
 
 
@@ -95,7 +99,7 @@ def test_a_batch_is_the_records_at_its_positions(config):
         for step in (0, 1, 2, 3, 4, 40):  # step 4 spans two epochs
             batch, account = loader.made(step)
             assert account.index.dtype == np.int64 and account.first == 12 * step
-            np.testing.assert_array_equal(account.index, loader.indices(step))
+            np.testing.assert_array_equal(account.index, indices(config, step))
             labels = [record.label for record in records.read(account.index)]
             np.testing.assert_array_equal(batch["label"], labels)
 
@@ -152,8 +156,8 @@ def test_a_damaged_record_is_substituted_and_counted(config, tmp_path):
     config = replace(config, path=copy)
     with Loader(config) as loader:
         found = [loader.made(step).account for step in range(4)]
-        wanted = np.concatenate([loader.indices(step) for step in range(4)])
-        assert loader.num_substituted == (7 in wanted)
+        wanted = np.concatenate([indices(config, step) for step in range(4)])
+        assert loader.stats()["data/substitutes"] == (7 in wanted)
     index = np.concatenate([account.index for account in found])
     assert 7 in wanted and 7 not in index
     assert np.sum(index != wanted) == 1

@@ -1,6 +1,5 @@
 """Where a prepared set goes: a folder of this machine, or one that fsspec reaches (gs://...)."""
 
-import errno
 import hashlib
 import json
 import os
@@ -10,22 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nepa_jax.base.errors import UnavailableError, UserError, in_short
+from nepa_jax.base.errors import UnavailableError, UserError, fails_again, in_short
 from nepa_jax.base.private import private_folder
 from nepa_jax.data.manifest import MANIFEST, check_manifest, read_manifest
 
 URL_LIKE = re.compile(r"[A-Za-z0-9+.-]*:/")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*[^/]/*")
 
-# Errors of storage that the same command would meet again: by their kinds, the numbers of the
-# system, those of HTTP, and the words that the clients of storages begin theirs with.
+# Errors of storage that the same command would meet again, beside those of the system: by their
+# kinds, the numbers of HTTP, and the words that the clients of storages begin theirs with.
 _KINDS = (ImportError, ValueError, TypeError, AttributeError, NotImplementedError)
-_SYSTEM = frozenset(
-    (
-        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
-    )
-)
 _HTTP = frozenset((400, 401, 403, 404, 405, 409, 412))
 _WORDS = ("credential", "auth", "forbidden", "denied", "nosuchbucket", "invalid")
 
@@ -120,7 +113,7 @@ def _comes_again(error: BaseException) -> bool:
     words = f"{type(error).__name__} {str(error)[:40]}".lower()
     return (
         isinstance(error, _KINDS)
-        or getattr(error, "errno", None) in _SYSTEM
+        or fails_again(error)
         or isinstance(error, FileNotFoundError | PermissionError | FileExistsError)
         or str(code) in map(str, _HTTP)
         or any(word in words for word in _WORDS)

@@ -322,18 +322,7 @@ def bench(args: Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = config_of(args)
-    from nepa_jax.bench.export import bench_export
-    from nepa_jax.bench.step import bench_checkpoint, bench_data, bench_e2e, bench_step, table_of
+    from nepa_jax.bench.verb import MEASURES, table_of
 
-    if args.what == "data":
-        result = bench_data(config, against_torch=args.against == "torch")
-    else:
-        measure = {
-            "step": bench_step, "e2e": bench_e2e,
-            "checkpoint": bench_checkpoint, "export": bench_export,
-        }  # fmt: skip
-        result = measure[args.what](config)
-    if args.json:
-        print(json.dumps(result))
-    elif args.what != "data":  # which prints a table of its own
-        print(table_of(result))
+    result = MEASURES[f"data against {args.against}" if args.against else args.what](config)
+    print(json.dumps(result) if args.json else table_of(result))

@@ -7,7 +7,6 @@ import sys
 import pytest
 import small
 
-from nepa_jax.bench.step import table_of
 from nepa_jax.cli import main
 from nepa_jax.data.prepare.split import prepare_arrays
 
@@ -206,15 +205,6 @@ def test_labels_that_cannot_be_learned_are_told_before_compiling(
         f"--workdir={tmp_path / 'w'}",
     )  # fmt: skip
     assert code == 2 and part in error
-
-
-def test_a_result_of_bench_has_units_and_words():
-    text = table_of({"step_s": 0.25, "data_overhead": -0.035, "export_gb_per_s": 1.5})
-    assert text.splitlines() == [
-        "step_s           0.25 s               of a step on the devices, median",
-        "data_overhead    -0.035               what loop and loader add to a step, as a share; below 0 is noise",
-        "export_gb_per_s  1.5 GB/s of weights",
-    ]
 
 
 def test_the_module_runs_as_the_command():

@@ -1,28 +1,26 @@
 """How fast images get from disk into batches: beside the bare decoding, and beside PyTorch."""
 
-import importlib
 import multiprocessing
 import os
 import re
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from ml_collections import ConfigDict
 
-from nepa_jax.base.errors import UserError
+from nepa_jax.bench import speed
+from nepa_jax.bench.speed import Side, Speed, measure, take_turns
+from nepa_jax.bench.torch_loader import torch_loader
+from nepa_jax.config import loader_config
 from nepa_jax.data.decode import decode, decode_pixels
 from nepa_jax.data.draws import example_rng
 from nepa_jax.data.loader import Loader, LoaderConfig
@@ -30,29 +28,13 @@ from nepa_jax.data.records import open_dataset
 from nepa_jax.data.resize import INTERPOLATIONS
 from nepa_jax.data.transforms import random_resized_crop_box, transform
 
-ROUNDS = 3
-IMAGES = 400  # per measurement, at least
 SAMPLE = 400  # of the data set's images, for all that does not read it through the loader
 FAR_STEP = 1_000_000
 BARE_SECONDS = 3.0
 
-Draw = Callable[[int], None]  # takes so many batches
 
-
-@dataclass(frozen=True)
-class Side:
-    """Something that makes batches.
-
-    ahead: how many it makes before they are asked for, at most.
-    """
-
-    draw: Draw
-    batch_size: int
-    ahead: int
-
-
-def bench_data(config: LoaderConfig, against_torch: bool = False) -> dict[str, Any]:
-    """Measures the input pipeline on the data set of `config`, and prints a table.
+def bench_data(config: ConfigDict, against_torch: bool = False) -> dict[str, Any]:
+    """Measures the input pipeline on the data set of a config.
 
     All sides take turns, and every ratio is the median of the ratios of ROUNDS rounds. images/s
     are of wall time with all the cores this process may use, images per CPU second of all its
@@ -62,26 +44,24 @@ def bench_data(config: LoaderConfig, against_torch: bool = False) -> dict[str, A
     Raises UserError as Loader does, or if PyTorch is asked for and missing.
     """
     cores = sorted(os.sched_getaffinity(0))
-    config = replace(config, crop="random", num_threads=len(cores), num_workers=0)
+    data = replace(loader_config(config), crop="random", num_threads=len(cores), num_workers=0)
     load = os.getloadavg()[0]
-    memory, start = _worker_mib(config), _start_times(config)
-    images = _some_images(config)
-    modes = _mode_rates(images, config)
+    memory, start = _worker_mib(data), _start_times(data)
+    images = _some_images(data)
+    modes = _mode_rates(images, data)
     with ExitStack() as stack:
-        sides = {"bare loop": _bare(images, config), **_loaders(config, stack)}
+        sides = {"bare loop": _bare(images, data), **_loaders(data, stack)}
         if against_torch:
-            sides["torch"] = _torch(images, config, stack)
-        rounds = _take_turns(sides)
-    result = {
+            sides["torch"] = torch_loader(images, data, stack)
+        rounds = take_turns(sides)
+    return {
         "cores": len(cores),
         "load_average": [load, os.getloadavg()[0]],
         "rates": {**modes, **_medians(rounds)},
-        "ratios": {**_mode_ratios(modes), **_ratios(rounds), **_scaling(config, cores)},
+        "ratios": {**_mode_ratios(modes), **_ratios(rounds), **_scaling(data, cores)},
         "start_s": start,
         "worker_mib": memory,
     }
-    _print(result)
-    return result
 
 
 def _some_images(config: LoaderConfig) -> list[bytes]:
@@ -93,13 +73,10 @@ def _some_images(config: LoaderConfig) -> list[bytes]:
 
 
 def _bare(images: Sequence[bytes], config: LoaderConfig) -> Side:
-    make, numbers = _mode(config.resize, config), cycle(range(len(images)))
-
-    def draw(num_batches: int) -> None:
-        for index in islice(numbers, num_batches * config.batch_size):
-            make(images[index], index)
-
-    return Side(draw, config.batch_size, ahead=0)
+    make = _mode(config.resize, config)
+    made = (make(images[index], index) for index in cycle(range(len(images))))
+    batches = (list(islice(made, config.batch_size)) for _ in count())
+    return Side(batches, config.batch_size)
 
 
 def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict[str, float]]:
@@ -110,7 +87,7 @@ def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict
         "fast": _mode("fast", config),
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
-    for _ in range(ROUNDS):
+    for _ in range(speed.ROUNDS):
         for index, image in enumerate(images):
             for name, make in modes.items():
                 wall, cpu = time.perf_counter(), time.thread_time()
@@ -164,144 +141,16 @@ def _loaders(config: LoaderConfig, stack: ExitStack) -> dict[str, Side]:
 def _loader(loader: Loader) -> Side:
     config = loader.config
     ahead = max(config.read_ahead, config.num_workers + 1, 2)
-    return Side(_taking(map(loader.batch, count())), config.batch_size, ahead)
-
-
-def _taking(batches: Iterator[Any]) -> Draw:
-    def draw(num_batches: int) -> None:
-        for _ in islice(batches, num_batches):
-            pass
-
-    return draw
-
-
-def _write_files(images: Sequence[bytes], folder: Path) -> list[str]:
-    files = [folder / f"{index}.jpg" for index in range(len(images))]
-    for file, image in zip(files, images, strict=True):
-        file.write_bytes(image)
-    return [str(file) for file in files]
-
-
-@dataclass(frozen=True)
-class TorchFiles:
-    """A map-style PyTorch data set of image files: torchvision's transforms up to uint8."""
-
-    files: list[str]
-    config: LoaderConfig
-
-    def __len__(self) -> int:
-        return 1_000_000  # more than is ever drawn
-
-    def __getitem__(self, index: int) -> Any:
-        with open(self.files[index % len(self.files)], "rb") as file:
-            return self._transform(Image.open(file).convert("RGB"))
-
-    @cached_property
-    def _transform(self) -> Callable[[Image.Image], Any]:
-        transforms = _torchvision().transforms
-        config, mode = self.config, _torchvision().transforms.InterpolationMode
-        return transforms.Compose(
-            [
-                transforms.RandomResizedCrop(
-                    config.image_size,
-                    config.crop_scale,
-                    interpolation=mode(config.interpolation),
-                ),
-                transforms.RandomHorizontalFlip(),
-                transforms.PILToTensor(),
-            ]
-        )
-
-
-def _torch(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack) -> Side:
-    """PyTorch's DataLoader with as many processes as there are cores."""
-    try:
-        import torch.utils.data
-    except ImportError as error:
-        raise UserError("--against=torch needs PyTorch: pip install torch torchvision") from error
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    loader = torch.utils.data.DataLoader(
-        TorchFiles(_write_files(images, folder), config),
-        config.batch_size,
-        num_workers=config.num_threads,
-        multiprocessing_context="spawn",
-    )
-    ahead = loader.prefetch_factor * loader.num_workers
-    return Side(_taking(iter(loader)), config.batch_size, ahead)
-
-
-def _torchvision() -> Any:
-    """Imports torchvision, also where its build names operators of a GPU that torch lacks."""
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    while True:
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as error:
-            name = re.search(r"torchvision::(\w+) does not exist", str(error))
-            if name is None:
-                raise
-            library.define(f"{name[1]}(Tensor x) -> Tensor")
-            for module in [key for key in sys.modules if key.split(".")[0] == "torchvision"]:
-                del sys.modules[module]
+    return Side(map(loader.batch, count()), config.batch_size, ahead)
 
 
 # Measuring.
 
 
-@dataclass(frozen=True)
-class Speed:
-    """images/s, and images per CPU second of this process and its workers."""
-
-    wall: float
-    cpu: float
-
-
-def _take_turns(sides: dict[str, Side]) -> list[dict[str, Speed]]:
-    """The speeds of all sides in each round, after one that does not count."""
-    rounds = [{name: _measure(side) for name, side in sides.items()} for _ in range(ROUNDS + 1)]
-    return rounds[1:]
-
-
-def _measure(side: Side) -> Speed:
-    """From rest to rest: with all batches ahead made before and after, as many are made as are
-    taken, which makes the CPU time exact. The wall time begins when none is ahead any more.
-    """
-    num_batches = -(-IMAGES // side.batch_size)
-    _settle()
-    cpu = _cpu_seconds()
-    side.draw(side.ahead)
-    wall = time.perf_counter()
-    side.draw(num_batches)
-    wall = time.perf_counter() - wall
-    _settle()
-    cpu = _cpu_seconds() - cpu
-    return Speed(
-        num_batches * side.batch_size / wall, (side.ahead + num_batches) * side.batch_size / cpu
-    )
-
-
-def _settle() -> None:
-    """Waits until this process and its workers have nothing to do."""
-    used = -1.0
-    while _cpu_seconds() - used > 0.02:
-        used = _cpu_seconds()
-        time.sleep(0.5)
-
-
-def _cpu_seconds() -> float:
-    """CPU time so far of this process and of the worker processes it has now."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    stats = [Path(f"/proc/{child.pid}/stat") for child in multiprocessing.active_children()]
-    fields = [file.read_text().rsplit(")", 1)[1].split() for file in stats]
-    return time.process_time() + sum((int(f[11]) + int(f[12])) / ticks for f in fields)
-
-
 def _worker_mib(config: LoaderConfig) -> dict[str, float]:
     """Memory of the largest of two workers: resident, and without what it shares with others."""
     with Loader(replace(config, num_workers=2)) as loader:
-        _loader(loader).draw(-(-IMAGES // config.batch_size))
+        _loader(loader).draw(-(-speed.IMAGES // config.batch_size))
         found = [
             dict(re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE))
             for child in multiprocessing.active_children()
@@ -345,7 +194,9 @@ def _scaling(config: LoaderConfig, cores: Sequence[int]) -> dict[str, float]:
     if len(cores) < 2:
         return {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        gains = [(_gain(config, cores), _machine_gain(config, pool)) for _ in range(ROUNDS + 1)]
+        gains = [
+            (_gain(config, cores), _machine_gain(config, pool)) for _ in range(speed.ROUNDS + 1)
+        ]
     loader, machine = map(statistics.median, zip(*gains[1:], strict=True))
     return {"two cores / one, wall": loader, "two bare loops / one, wall": machine}
 
@@ -371,7 +222,7 @@ def _bare_rate(config: LoaderConfig) -> float:
 
 def _rate_on(config: LoaderConfig, cores: Sequence[int]) -> float:
     with _pinned(cores), Loader(replace(config, num_threads=len(cores))) as loader:
-        return _measure(_loader(loader)).wall
+        return measure(_loader(loader)).wall
 
 
 @contextmanager
@@ -388,7 +239,7 @@ def _pinned(cores: Sequence[int]) -> Iterator[None]:
 def _start_times(config: LoaderConfig) -> dict[str, float]:
     return {
         f"step {step}, {num_workers} workers": statistics.median(
-            _start_time(config, step, num_workers) for _ in range(ROUNDS)
+            _start_time(config, step, num_workers) for _ in range(speed.ROUNDS)
         )
         for num_workers in (0, 2)
         for step in (0, FAR_STEP)
@@ -400,20 +251,3 @@ def _start_time(config: LoaderConfig, step: int, num_workers: int) -> float:
     with Loader(replace(config, num_workers=num_workers)) as loader:
         loader.batch(step)
         return time.perf_counter() - began
-
-
-def _print(result: dict[str, Any]) -> None:
-    before, after = result["load_average"]
-    title = f"{result['cores']} cores, load {before:.1f} before and {after:.1f} after"
-    table = Table("", "images/s", "images per CPU s", title=title)
-    for name, rate in result["rates"].items():
-        table.add_row(name, f"{rate['images_per_s']:.0f}", f"{rate['images_per_cpu_s']:.0f}")
-    table.add_section()
-    for name, ratio in result["ratios"].items():
-        table.add_row(name, "", f"{ratio:.2f}")
-    table.add_section()
-    for name, seconds in result["start_s"].items():
-        table.add_row(f"first batch, {name}", f"{seconds:.2f} s", "")
-    for name, size in result["worker_mib"].items():
-        table.add_row(f"memory per worker, {name}", f"{size:.0f} MiB", "")
-    Console().print(table)

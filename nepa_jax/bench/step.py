@@ -31,47 +31,6 @@ ROUNDS = 5
 SECONDS_PER_ROUND = 2.0
 
 
-# What the numbers are: unit, and a word.
-MEANINGS = {
-    "device": ("", "devices × kind"),
-    "compile_s": ("s", "to compile the step, once"),
-    "step_s": ("s", "of a step on the devices, median"),
-    "images_per_s": ("images/s", "through that step"),
-    "model_tflops_per_s": ("TFLOP/s", "useful work: no recomputation counted"),
-    "mfu": ("", "share of the devices' peak that is useful work"),
-    "peak_memory_gib": ("GiB", "of each device, by the compiled program"),
-    "bare_step_s": ("s", "of a step alone, median"),
-    "loop_step_s": ("s", "in the training loop, on one batch again and again"),
-    "data_step_s": ("s", "in the training loop, fed by the loader"),
-    "loop_overhead": ("", "what the loop adds to a step, as a share; below 0 is noise"),
-    "data_overhead": ("", "what loop and loader add to a step, as a share; below 0 is noise"),
-    "state_gib": ("GiB", "of parameters, optimizer and average"),
-    "save_s": ("s", "of a save, until it is on disk"),
-    "blocked_s": ("s", "of it in which training stands still"),
-    "share_of_save": ("", "the one over the other"),
-    "share_of_run": ("", "of the time that saving costs, at checkpoint.every_steps"),
-    "weights_gb": ("GB", "of weights"),
-}
-
-
-def table_of(result: Result) -> str:
-    """A result for people: each number with its unit and a word, a line each."""
-    rows = []
-    for name, value in result.items():
-        unit, meaning = MEANINGS.get(name, (_unit(name), ""))
-        number = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
-        rows.append((name, f"{number} {unit}".rstrip(), meaning))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = (f"{name:{widths[0]}}  {text:{widths[1]}}  {meaning}" for name, text, meaning in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _unit(name: str) -> str:
-    """Of a number whose name ends in it, as bench_export's."""
-    endings = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights", "_s": "s"}
-    return next((unit for ending, unit in endings.items() if name.endswith(ending)), "")
-
-
 class FixedBatches:
     """One batch of noise, already on the devices: all that a step needs and no data."""
 
@@ -105,12 +64,12 @@ def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
     batch = abstract_batch(configs.loader_config(config), labelled, mesh)
-    state = abstract_state(config, objective, mesh)
-    lowered = make_update(config, objective, mesh).lower(state, batch)
+    target = abstract_state(config, objective, mesh)
+    lowered = make_update(config, objective, target).lower(target, batch)
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - began
-    state, fixed = create_state(config, objective, mesh), FixedBatches(batch, mesh)
+    state, fixed = create_state(config, objective, target), FixedBatches(batch, mesh)
     return Prepared(config, mesh, state, compiled, fixed, compile_s)
 
 
@@ -170,13 +129,6 @@ def bench_checkpoint(config: ConfigDict) -> Result:
         "share_of_save": blocked_s / save_s,
         "share_of_run": blocked_s / (config.checkpoint.every_steps * elapsed / steps),
     }
-
-
-def bench_data(config: ConfigDict, against_torch: bool) -> dict[str, Any]:
-    """The input pipeline by itself; see nepa_jax.bench.data."""
-    from nepa_jax.bench.data import bench_data
-
-    return bench_data(configs.loader_config(config), against_torch)
 
 
 def bench_e2e(config: ConfigDict) -> Result:

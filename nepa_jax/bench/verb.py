@@ -1,0 +1,76 @@
+"""What can be measured, and how the figures are shown."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nepa_jax.bench.data import bench_data
+from nepa_jax.bench.export import bench_export
+from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
+
+MEASURES: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
+    "step": bench_step,
+    "data": bench_data,
+    "data against torch": partial(bench_data, against_torch=True),
+    "e2e": bench_e2e,
+    "checkpoint": bench_checkpoint,
+    "export": bench_export,
+}
+
+# What the numbers are: unit, and a word.
+MEANINGS = {
+    "device": ("", "devices × kind"),
+    "compile_s": ("s", "to compile the step, once"),
+    "step_s": ("s", "of a step on the devices, median"),
+    "images_per_s": ("images/s", "through that step"),
+    "model_tflops_per_s": ("TFLOP/s", "useful work: no recomputation counted"),
+    "mfu": ("", "share of the devices' peak that is useful work"),
+    "peak_memory_gib": ("GiB", "of each device, by the compiled program"),
+    "bare_step_s": ("s", "of a step alone, median"),
+    "loop_step_s": ("s", "in the training loop, on one batch again and again"),
+    "data_step_s": ("s", "in the training loop, fed by the loader"),
+    "loop_overhead": ("", "what the loop adds to a step, as a share; below 0 is noise"),
+    "data_overhead": ("", "what loop and loader add to a step, as a share; below 0 is noise"),
+    "state_gib": ("GiB", "of parameters, optimizer and average"),
+    "save_s": ("s", "of a save, until it is on disk"),
+    "blocked_s": ("s", "of it in which training stands still"),
+    "share_of_save": ("", "the one over the other"),
+    "share_of_run": ("", "of the time that saving costs, at checkpoint.every_steps"),
+    "weights_gb": ("GB", "of weights"),
+}
+# Of a number whose name ends in it, as those of an export.
+UNITS = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights", "_s": "s"}
+
+Row = tuple[str, str, str]
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """A result for people: each number with its unit and a word, a line each."""
+    rows = [*(_rows_of_data(result) if "rates" in result else map(_row, result.items()))]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = (f"{name:{widths[0]}}  {text:{widths[1]}}  {meaning}" for name, text, meaning in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(figure: tuple[str, float | int | str]) -> Row:
+    name, value = figure
+    ending = next((unit for ending, unit in UNITS.items() if name.endswith(ending)), "")
+    unit, meaning = MEANINGS.get(name, (ending, ""))
+    number = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+    return name, f"{number} {unit}".rstrip(), meaning
+
+
+def _rows_of_data(result: dict[str, Any]) -> Iterator[Row]:
+    before, after = result["load_average"]
+    yield "cores", f"{result['cores']}", f"load {before:.1f} before and {after:.1f} after"
+    for name, rate in result["rates"].items():
+        per_cpu = f"{rate['images_per_cpu_s']:.0f} images per CPU s"
+        yield name, f"{rate['images_per_s']:.0f} images/s", per_cpu
+    for name, ratio in result["ratios"].items():
+        yield name, f"{ratio:.2f}", "" if name.endswith(", wall") else "of images per CPU s"
+    for name, seconds in result["start_s"].items():
+        yield f"first batch, {name}", f"{seconds:.2f} s", ""
+    for name, size in result["worker_mib"].items():
+        yield f"memory per worker, {name}", f"{size:.0f} MiB", ""

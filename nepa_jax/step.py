@@ -1,7 +1,7 @@
 """The training state, how it begins, and the one jitted update."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,68 +73,62 @@ def abstract_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> Trai
 
 
 def create_state(
-    config: ConfigDict, objective: Objective, mesh: Mesh, weights: nnx.Module | None = None
+    config: ConfigDict,
+    objective: Objective,
+    target: TrainState,
+    weights: nnx.Module | None = None,
 ) -> TrainState:
-    """Initialises the state in place, each shard on its own device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
+    """Initialises the state where ``target`` (:func:`abstract_state`) says, each shard in place."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     return jax.jit(partial(init_state, config, objective), out_shardings=shardings)(weights)
 
 
-def make_update(config: ConfigDict, objective: Objective, mesh: Mesh) -> Update:
-    """The jitted update on a mesh; the state that goes in is donated.
+def make_update(config: ConfigDict, objective: Objective, target: TrainState) -> Update:
+    """The jitted update of a state laid out as ``target``; the state that goes in is donated.
 
     One step: gradients (over ``accum_steps`` microbatches), clip, AdamW, EMA. A step whose loss,
     gradient or update is not finite, or whose gradient is a spike (:func:`is_spike`), changes nothing
     and is counted. The learning rate logged is the one that was applied, or would have been.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    mesh = target.step.sharding.mesh
     after_update = getattr(objective, "after_update", lambda extra, model, aux, step: extra)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            loss, aux, grads = gradients(
-                objective, state.model, state.extra, batch, key, config.optim.accum_steps
-            )
-        grad_norm = optax.tree.norm(grads)
+            loss, aux, grads = gradients(objective, state, batch, key, config.optim.accum_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        ema = (
-            None if state.ema is None else moving_average(state.ema, model, config.optim.ema_decay)
-        )
-        extra = after_update(state.extra, model, aux, state.step)
-        update_norm, lr = optax.tree.norm(updates), schedule(state.kept)
-        # Finite weights and a finite update make finite weights: those need no look of their own.
-        ok = jnp.all(jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])))
-        ok &= stays_finite(state.extra, extra)
-        ok &= ~is_spike(grad_norm, state, config.optim.spike_factor)
-        new, old = (
-            (model, opt_state, ema, extra),
-            (state.model, state.opt_state, state.ema, state.extra),
-        )
-        model, opt_state, ema, extra = jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-        skipped = jnp.where(ok, 0, 1)
-        state = TrainState(
-            step=state.step + 1,
+        average = partial(moving_average, decay=config.optim.ema_decay)
+        grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+        kept = replace(
+            state,
             model=model,
             opt_state=opt_state,
-            ema=ema,
-            extra=extra,
-            grad_norm_mean=jnp.where(ok, running_mean(grad_norm, state), state.grad_norm_mean),
-            skipped=state.skipped + skipped,
-            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+            ema=None if state.ema is None else average(state.ema, model),
+            extra=after_update(state.extra, model, aux, state.step),
+            grad_norm_mean=running_mean(grad_norm, state),
+            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
-        return state, aux.metrics | {
+        in_a_row = state.skipped_in_a_row + 1
+        lost = replace(state, skipped=state.skipped + 1, skipped_in_a_row=in_a_row)
+        # Finite weights and a finite update make finite weights: those need no look of their own.
+        ok = jnp.all(jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])))
+        ok &= stays_finite(state.extra, kept.extra)
+        ok &= ~is_spike(grad_norm, state, config.optim.spike_factor)
+        after = jax.tree.map(partial(jnp.where, ok), kept, lost)
+        return replace(after, step=state.step + 1), aux.metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
-            "param_norm": optax.tree.norm(model),
-            "lr": lr,
-            "skipped_steps": state.skipped,
-            "skipped_in_a_row": state.skipped_in_a_row,
+            "param_norm": optax.tree.norm(after.model),
+            "lr": schedule(state.kept),
+            "skipped_steps": after.skipped,
+            "skipped_in_a_row": after.skipped_in_a_row,
         }
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, objective, mesh))
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
@@ -166,17 +160,13 @@ def stays_finite(old: Any, new: Any) -> jax.Array:
 
 
 def gradients(
-    objective: Objective,
-    model: nnx.Module,
-    extra: Any,
-    batch: Batch,
-    key: jax.Array,
-    accum_steps: int,
+    objective: Objective, state: TrainState, batch: Batch, key: jax.Array, accum_steps: int
 ) -> tuple[jax.Array, Aux, nnx.Module]:
     """Loss, aux and gradients of the mean over the batch; microbatches one after the other."""
 
     def grad(rows: Batch) -> tuple[tuple[jax.Array, Aux], nnx.Module]:
-        return jax.value_and_grad(objective.loss, has_aux=True)(model, extra, rows, key)
+        with_aux = jax.value_and_grad(objective.loss, has_aux=True)
+        return with_aux(state.model, state.extra, rows, key)
 
     if accum_steps == 1:
         (loss, aux), grads = grad(batch)
@@ -195,12 +185,8 @@ def gradients(
 
 def evaluated(aux: Aux) -> Aux:
     """With the numbers to log, of means over the whole batch."""
-    return aux._replace(
-        metrics={
-            name: value() if isinstance(value, Partial) else value
-            for name, value in aux.metrics.items()
-        }
-    )
+    values = {n: v() if isinstance(v, Partial) else v for n, v in aux.metrics.items()}
+    return aux._replace(metrics=values)
 
 
 def split_rows(rows: jax.Array, parts: int) -> jax.Array:

@@ -199,8 +199,8 @@ MUTANTS = (
     Mutant(
         "a teacher that moves though the step is thrown away",
         "step.py",
-        "(state.model, state.opt_state, state.ema, state.extra)",
-        "(state.model, state.opt_state, state.ema, extra)",
+        "lost = replace(state, ",
+        "lost = replace(state, extra=kept.extra, ",
         (f"{CONTRACT}test_a_step_that_is_thrown_away_moves_neither_teacher_nor_centre",),
     ),
     Mutant(

@@ -106,7 +106,7 @@ class Objective(Protocol):
         """
 
     def problems(self, config: ConfigDict) -> list[str]:
-        """What is wrong with this objective's part of a config, a line each: ``objective.key = value: …; try …``."""
+        """What is wrong with its part of a config: ``objective.key = value: …; try …``, each."""
 
     def data_problems(self, config: ConfigDict, data: Any) -> list[str]:
         """Why this cannot be learned from an opened data set (``labelled``, ``num_classes``)."""

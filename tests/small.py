@@ -8,11 +8,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
 from nepa_jax.config import apply_overrides, load_config, resolve
 from nepa_jax.data.prepare.split import prepare_arrays
+from nepa_jax.objectives.base import Objective
+from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 SHRUNK = {
     "model.image_size": "16", "model.embed_dim": "32", "model.depth": "2", "model.num_heads": "2",
@@ -47,6 +50,12 @@ def config(method: str, path: str = "unused", **more: str) -> ConfigDict:
 
 def resolved(method: str, **more: str) -> ConfigDict:
     return resolve(config(method, **more), num_examples=40, platform="cpu")
+
+
+def started(config: ConfigDict, objective: Objective, mesh: Mesh) -> tuple[TrainState, Update]:
+    """The state before step 0, and the update."""
+    target = abstract_state(config, objective, mesh)
+    return create_state(config, objective, target), make_update(config, objective, target)
 
 
 def images(count: int, seed: int = 0, side: int = 16) -> np.ndarray:

@@ -19,7 +19,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import host_part, make_mesh, mesh_problems, put_batch, state_shardings
 from nepa_jax.objectives.base import load_objective
-from nepa_jax.step import abstract_state, create_state, make_update
+from nepa_jax.step import abstract_state, make_update
 
 LAYOUTS = {
     "data": {},
@@ -44,7 +44,7 @@ def compiled(method: str, layout: str):
     objective, mesh = load_objective(run.objective.name), make_mesh(run)
     state = abstract_state(run, objective, mesh)
     batch = put_batch({"image": small.images(BATCH)}, mesh)
-    return make_update(run, objective, mesh).lower(state, batch).compile()
+    return make_update(run, objective, state).lower(state, batch).compile()
 
 
 def parameter_sizes(method: str) -> set[int]:
@@ -124,8 +124,8 @@ def test_every_layout_gives_the_losses_of_one_device(method):
 def losses(method: str, layout: str, devices: list[jax.Device] | None = None) -> list[float]:
     run = config(method, layout)
     objective, mesh = load_objective(run.objective.name), make_mesh(run, devices)
-    state = create_state(run, objective, mesh)
-    update = make_update(run, objective, mesh) if devices else compiled(method, layout)
+    state, update = small.started(run, objective, mesh)
+    update = update if devices else compiled(method, layout)
     found = []
     for step in range(4):
         state, metrics = update(state, put_batch({"image": small.images(BATCH, step)}, mesh))

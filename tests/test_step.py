@@ -12,7 +12,7 @@ from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.optim import learning_rate
-from nepa_jax.step import create_state, make_update, moving_average, stays_finite
+from nepa_jax.step import abstract_state, create_state, moving_average, stays_finite
 
 
 def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):
@@ -20,7 +20,7 @@ def run(method: str, steps: int = 2, batch_size: int = 8, **changes: str):
     config = small.resolved(method, data__batch_size=str(batch_size), **changes)
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     history = []
     for step in range(steps):
         state, metrics = update(
@@ -61,7 +61,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(method):
     config = small.resolved(method)
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     batch = put_batch({"image": small.images(8)}, mesh)
     state, _ = update(state, batch)
     before = leaves((state.model, state.opt_state, state.ema))
@@ -86,7 +86,7 @@ def test_an_update_that_is_not_finite_changes_nothing_though_loss_and_gradient_a
     config = small.resolved("nepa")
     config.optim.b1 = 1.0  # the moments' correction divides by 1 - b1
     objective, mesh = load_objective(config.objective.name), make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     before = leaves((state.model, state.opt_state, state.ema))
     state, metrics = update(state, put_batch({"image": small.images(8)}, mesh))
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
@@ -109,7 +109,7 @@ def test_the_average_follows_the_model():
     )
     objective = load_objective(config.objective.name)
     mesh = make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     average = leaves(state.model)
     for seed in range(3):
         state, _ = update(state, put_batch({"image": small.images(8, seed)}, mesh))
@@ -139,9 +139,10 @@ def test_an_average_keeps_what_is_constant_and_follows_the_closed_form(decay):
 def test_the_state_is_a_function_of_the_seed():
     config = small.resolved("nepa")
     objective, mesh = load_objective(config.objective.name), make_mesh(config)
-    first, second = (leaves(create_state(config, objective, mesh)) for _ in range(2))
+    target = abstract_state(config, objective, mesh)
+    first, second = (leaves(create_state(config, objective, target)) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    other = leaves(create_state(small.resolved("nepa", run__seed="7"), objective, mesh))
+    other = leaves(create_state(small.resolved("nepa", run__seed="7"), objective, target))
     assert not np.array_equal(
         first["model/vit/patch_embed/kernel"], other["model/vit/patch_embed/kernel"]
     )
@@ -155,7 +156,7 @@ def test_the_state_is_a_function_of_the_seed():
 def test_a_gradient_much_longer_than_usual_is_skipped(kept, usual, is_skipped):
     config = small.resolved("nepa", optim__spike_factor="10.0")
     objective, mesh = load_objective(config.objective.name), make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     state.step = jax.device_put(np.int32(kept), state.step.sharding)
     state.grad_norm_mean = jax.device_put(np.float32(usual), state.grad_norm_mean.sharding)
     before = leaves(state.opt_state)

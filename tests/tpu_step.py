@@ -29,7 +29,7 @@ def main(topology: str, fsdp: str) -> None:
         "row": jax.ShapeDtypeStruct((BATCH,), np.int32, sharding=rows),
     }
     state = abstract_state(config, objective, mesh)
-    compiled = make_update(config, objective, mesh).lower(state, batch).compile()
+    compiled = make_update(config, objective, state).lower(state, batch).compile()
     memory = compiled.memory_analysis()
     found = {
         "peak": memory.peak_memory_in_bytes,

@@ -51,6 +51,7 @@ class Run:
     objective: Objective
     loader: Loader
     mesh: Mesh
+    target: TrainState  # shapes and shardings of the state
     workdir: Path
     checkpoints: Checkpoints
     provenance: Provenance
@@ -73,11 +74,10 @@ class Run:
         return state
 
     def _initial_state(self) -> TrainState:
-        target = abstract_state(self.config, self.objective, self.mesh)
-        require_room(target)
+        require_room(self.target)
         check = partial(check_same_run, current=self.provenance, workdir=str(self.workdir))
         with self.goodput.spent("restore"):
-            resumed = self.checkpoints.restore_latest(target, check)
+            resumed = self.checkpoints.restore_latest(self.target, check)
         if resumed is not None:
             state, checkpoint = resumed
             changes = check(checkpoint.meta.provenance)
@@ -88,8 +88,8 @@ class Run:
         if lost:
             raise UserError(lost)
         source = self._first_weights()
-        weights = weights_at(source, target.model, self.config) if source else None
-        return create_state(self.config, self.objective, self.mesh, weights)
+        weights = weights_at(source, self.target.model, self.config) if source else None
+        return create_state(self.config, self.objective, self.target, weights)
 
     def _first_weights(self) -> str:
         """Where the weights of step 0 come from; "" if from the seed."""
@@ -118,10 +118,12 @@ class Run:
         return compiled
 
     def _compile(self, config: ConfigDict) -> Update:
-        state = abstract_state(config, self.objective, self.mesh)
-        update = make_update(config, self.objective, self.mesh)
+        target = self.target
+        if config is not self.config:  # a smaller one is tried, whose model may be another
+            target = abstract_state(config, self.objective, self.mesh)
+        update = make_update(config, self.objective, target)
         batch = abstract_batch(self.loader.config, self.loader.records.labelled, self.mesh)
-        return update.lower(state, batch).compile()
+        return update.lower(target, batch).compile()
 
     @contextmanager
     def hooks(
@@ -222,7 +224,10 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)
     compare_hosts(facts(resolved, loader.fingerprint))
-    run = Run(resolved, objective, loader, mesh, folder, checkpoints, provenance, goodput, lock)
+    target = abstract_state(resolved, objective, mesh)
+    run = Run(
+        resolved, objective, loader, mesh, target, folder, checkpoints, provenance, goodput, lock
+    )
     announce(run)
     return run
 

@@ -13,7 +13,7 @@ from nepa_jax.mesh import make_mesh
 from nepa_jax.models import rope
 from nepa_jax.objectives import mae, nepa
 from nepa_jax.objectives.base import Aux, image_keys
-from nepa_jax.step import init_state, make_update
+from nepa_jax.step import abstract_state, init_state, make_update
 
 
 def numbers(keys: jax.Array) -> list[tuple[int, ...]]:
@@ -33,7 +33,7 @@ def test_keys_of_steps_are_no_keys_of_the_initialisation():
 
     objective = SimpleNamespace(init_model=nepa.init_model, loss=loss)
     mesh = make_mesh(config, jax.devices()[:1])
-    update = make_update(config, objective, mesh)
+    update = make_update(config, objective, abstract_state(config, objective, mesh))
     state = init_state(config, objective)
     batch = {"image": jnp.asarray(small.images(8)), "row": jnp.arange(8)}
     for _ in range(4):

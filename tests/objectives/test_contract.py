@@ -19,7 +19,7 @@ from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import load_objective
 from nepa_jax.run.metrics import read_metrics
-from nepa_jax.step import TrainState, create_state, make_update
+from nepa_jax.step import TrainState
 from nepa_jax.train import pretrain
 
 TOY = '''
@@ -113,7 +113,7 @@ def trained(steps: int = 3, **changes: str) -> tuple[list[dict[str, np.ndarray]]
     """The arrays of a state before each of a few steps and after the last one, whose metrics too."""
     config = of_toy(small.resolved("nepa", **changes))
     objective, mesh = load_objective(NAME), make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     seen = [arrays(state)]
     for step in range(steps):
         batch = put_batch({"image": small.images(config.data.batch_size, seed=step)}, mesh)
@@ -181,7 +181,7 @@ def test_microbatches_carry_the_same_to_the_update():
 def test_a_step_that_is_thrown_away_moves_neither_teacher_nor_centre():
     config = of_toy(small.resolved("nepa"))
     objective, mesh = load_objective(NAME), make_mesh(config)
-    state, update = create_state(config, objective, mesh), make_update(config, objective, mesh)
+    state, update = small.started(config, objective, mesh)
     state, _ = update(state, put_batch({"image": small.images(8)}, mesh))
     before = arrays(state.extra)
     poisoned = np.full((8, 16, 16, 3), np.nan, np.float32)
@@ -194,7 +194,7 @@ def test_a_step_that_is_thrown_away_moves_neither_teacher_nor_centre():
 def test_a_teacher_is_spread_over_the_devices_as_its_student_is():
     config = of_toy(small.resolved("nepa", mesh__fsdp="8"))
     objective, mesh = load_objective(NAME), make_mesh(config)
-    state = create_state(config, objective, mesh)
+    state, _ = small.started(config, objective, mesh)
     for student, teacher in zip(
         jax.tree.leaves(state.model), jax.tree.leaves(state.extra["teacher"]), strict=True
     ):

@@ -101,7 +101,7 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
     mesh = make_mesh(config, jax.devices()[:1])
     state = step.init_state(config, nepa)
     state.model = case.model(pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    update = step.make_update(config, nepa, mesh)
+    update = step.make_update(config, nepa, step.abstract_state(config, nepa, mesh))
     for t, images in enumerate(case.arrays["input.batches_u8"]):
         state, metrics = update(state, put_batch({"image": images.transpose(0, 2, 3, 1)}, mesh))
         np.testing.assert_allclose(metrics["lr"], case.arrays["input.lr"][t], atol=1e-9)

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from nepa_jax.base.text import printable
 
 T = TypeVar("T")
@@ -29,14 +26,21 @@ def meter(total: int | None, text: str, done: int = 0) -> AbstractContextManager
     `done` items of `total` are there from the start, and say nothing about the speed. A `total`
     of None is not known before the end.
     """
-    console = Console(stderr=True)
-    return _bar(console, total, text, done) if console.is_terminal else _lines(total, text, done)
+    return (_bar if sys.stderr.isatty() else _lines)(total, text, done)
 
 
 @contextmanager
-def _bar(console: Console, total: int | None, text: str, done: int) -> Iterator[Advance]:
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+def _bar(total: int | None, text: str, done: int) -> Iterator[Advance]:
+    from rich import progress as rich  # here: mistakes are told without loading it
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn(text),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(text, total=total, completed=done)
         yield lambda number: bar.advance(task, number)
 

@@ -13,7 +13,6 @@ from etils import epath
 
 from nepa_jax.base.errors import in_short
 from nepa_jax.base.lazy import LazyArray
-from nepa_jax.base.threads import ordered_map
 from nepa_jax.checkpoint.checksums import checksum
 from nepa_jax.checkpoint.meta import Damaged, LeafMeta, Leaves
 
@@ -69,24 +68,23 @@ def _nested(leaves: Leaves) -> dict[str, Any]:
 
 
 def write_part(folder: epath.Path, part: str, leaves: Leaves) -> dict[str, LeafMeta]:
-    """Writes leaves in turn; while one is written the next is made, by ``np.asarray``."""
-
-    def made(leaf: Any) -> tuple[np.ndarray, LeafMeta]:
-        values = np.asarray(leaf)
-        return values, LeafMeta.of(values, checksum(values))
-
+    """Writes leaves in turn; each is made, by ``np.asarray``, while the one before is written."""
     context, written = ts.Context(), {}
-    made_in_turn = ordered_map(made, leaves.values(), num_threads=1)
-    for name in leaves:
-        values, written[name] = next(made_in_turn)
+    writing = None
+    for name, leaf in leaves.items():
+        values = np.asarray(leaf)
+        written[name] = LeafMeta.of(values, checksum(values))
+        if writing:
+            writing.result()
         place = _place(folder, f"{part}/{name}", target_data_file_size=PIECE_BYTES)
         layout = {"chunks": _piece(values), "compressor": None}
         store = ts.open(
             {"driver": "zarr", "kvstore": place, "metadata": layout},
             dtype=values.dtype, shape=values.shape, create=True, context=context,
         )  # fmt: skip
-        store.result().write(values).result()
-        del values  # before the next but one is made
+        writing = store.result().write(values, can_reference_source_data_indefinitely=True)
+    if writing:
+        writing.result()
     return written
 
 

@@ -55,22 +55,24 @@ class Checkpoints:
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
         self.saved_step = 0  # of the newest that is complete, as far as this start knows
         self._newest = 0  # restored, or handed to orbax
-        self._quiet = ExitStack()
-        self._quiet.enter_context(orbax_is_quiet())
         self._cut_off = half_written(self.folder)  # which the manager removes
-        with self._clear_errors():
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                item_handlers={"arrays": array_handler(), "meta": ocp.JsonCheckpointHandler()},
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=policies.AnyPreservationPolicy(keep),
-                    cleanup_tmp_directories=True,
-                    async_options=ocp.options.AsyncOptions(
-                        barrier_sync_fn=meet_unless_failed,
-                        post_finalization_callback=self._note_saved,
-                    ),
-                ),
-            )
+        with ExitStack() as quiet:
+            quiet.enter_context(orbax_is_quiet())
+            with self._clear_errors():
+                self._manager = self._new_manager(keep)
+            self._quiet = quiet.pop_all()
+
+    def _new_manager(self, keep: list[policies.PreservationPolicy]) -> ocp.CheckpointManager:
+        waiting = ocp.options.AsyncOptions(
+            barrier_sync_fn=meet_unless_failed, post_finalization_callback=self._note_saved
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            async_options=waiting,
+        )
+        handlers = {"arrays": array_handler(), "meta": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
 
     def _note_saved(self) -> None:
         self.saved_step = self._newest

@@ -50,7 +50,8 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             together = jax.distributed.is_initialized()
             for number in NOTICES[:2] if together else NOTICES:
-                if signal.getsignal(number) != signal.SIG_IGN:
+                # None: one that another library set, which Python could not put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._former[number] = signal.signal(number, self._notice)
         return self
 

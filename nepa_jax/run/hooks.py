@@ -205,7 +205,10 @@ class ProfileRequest:
         self._asked = True
 
     def __enter__(self) -> "ProfileRequest":
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if (
+            main and signal.getsignal(signal.SIGUSR1) is not None
+        ):  # None: Python could not put it back
             self._former = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
@@ -247,3 +250,10 @@ class ProfileHook:
     def close(self, state: TrainState) -> None:
         if self._running:
             self._stop({"step": state.step})
+
+    def __enter__(self) -> "ProfileHook":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:  # the loop did not end well
+            jax.profiler.stop_trace()

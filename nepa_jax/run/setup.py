@@ -39,7 +39,7 @@ from nepa_jax.run.lock import WorkdirLock
 from nepa_jax.run.memory import fitting, memory_is_told, require_room
 from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.run.report import NoReport, Report, Reports
-from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
+from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 
@@ -138,6 +138,7 @@ class Run:
         with (
             self._reporting(start) as report,
             WatchdogHook(config.log.watchdog_s) as watchdog,
+            ProfileHook(self.workdir / "profile", config.log.profile_steps, profile) as profiler,
         ):
             yield [
                 MetricsHook(config.log.every_steps, throughput, guard, report),
@@ -148,7 +149,7 @@ class Run:
                     self.provenance,
                     self.goodput,
                 ),
-                ProfileHook(self.workdir / "profile", config.log.profile_steps, profile),
+                profiler,
                 watchdog,
             ]
 
@@ -212,7 +213,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     configs.validate(config, *checks)
     folder = writable_folder(workdir)
     lock = stack.enter_context(WorkdirLock(folder)) if jax.process_index() == 0 else None
-    keep_compiled_programs()
+    stack.enter_context(compiled_programs_kept())
     goodput = Goodput(folder / "goodput.json")
     mesh = make_mesh(config)
     part = host_part(mesh)

@@ -3,9 +3,12 @@
 import hashlib
 import platform
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.base.private import private_folder
@@ -57,21 +60,29 @@ def lost_checkpoints(workdir: Path, goodput: Goodput) -> str:
     )
 
 
-def keep_compiled_programs() -> None:
+@contextmanager
+def compiled_programs_kept() -> Iterator[None]:
     """Caches compiled programs for this user on this kind of machine: a resumed run starts at once.
 
     Not in the workdir: a program is native code, and workdirs come from others. The environment
     variable JAX_COMPILATION_CACHE_DIR names another folder.
     """
     if jax.config.jax_compilation_cache_dir is not None:
+        yield
         return
     machine = hashlib.sha256((platform.machine() + _processor_flags()).encode()).hexdigest()
     try:
         folder = private_folder("programs", machine[:12])
     except UserError as problem:
         warn(f"compiled programs are not kept: {problem}")
+        yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        reset_cache()  # jax would go on to use it
 
 
 def _processor_flags() -> str:

@@ -2,10 +2,11 @@
 
 import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.run.goodput import Goodput
-from nepa_jax.run.workdir import keep_compiled_programs, lost_checkpoints, writable_folder
+from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
 
 
 @pytest.mark.trial
@@ -67,9 +68,10 @@ def no_cache_yet(monkeypatch, tmp_path):
 
 @pytest.mark.trial
 def test_programs_are_kept_for_the_user_not_in_the_workdir(no_cache_yet, tmp_path):
-    keep_compiled_programs()
-    (folder,) = no_cache_yet.values()
+    with compiled_programs_kept():
+        (folder,) = no_cache_yet.values()
     assert folder.startswith(str(tmp_path / "cache" / "nepa_jax" / "programs"))
+    assert no_cache_yet == {"jax_compilation_cache_dir": None}
     assert (tmp_path / "cache" / "nepa_jax").stat().st_mode & 0o077 == 0
 
 
@@ -78,5 +80,26 @@ def test_programs_of_others_are_not_read(no_cache_yet, tmp_path, monkeypatch, ca
     (tmp_path / "cache").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "cache" / "nepa_jax").symlink_to(tmp_path / "elsewhere")
-    keep_compiled_programs()
+    with compiled_programs_kept():
+        pass
     assert not no_cache_yet and "compiled programs are not kept" in capsys.readouterr().err
+
+
+def test_the_callers_programs_are_not_kept(tmp_path, monkeypatch):
+    """A cache that is in use stays in use after jax has forgotten its folder, unless reset."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = {
+        "jax_compilation_cache_dir": None,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    former = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    reset_cache()
+    with compiled_programs_kept():
+        jax.jit(lambda x: x + 3)(1.0)
+    kept = sorted(tmp_path.rglob("*-cache"))
+    jax.jit(lambda x: x + 5)(1.0)
+    for name, value in former.items():
+        jax.config.update(name, value)
+    assert sorted(tmp_path.rglob("*-cache")) == kept != []

@@ -2,14 +2,18 @@
 
 import io
 import os
+import re
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from nepa_jax.base.threads import SharedContext
 
 # Of an image. Below Pillow's own hard limit (179 Mpx), so that the error is always this module's.
 MAX_PIXELS = 150_000_000
@@ -27,12 +31,9 @@ UNCOUNTED_BYTES = 6 << 20  # of an image: to count it would cost more than it ta
 DECODE_BYTES = max(2 << 30, (os.cpu_count() or 1) * (20_000_000 * BYTES_PER_PIXEL))
 
 # Larger than what malloc keeps: else the memory of a large image stays with the thread that had it.
-Image.core.set_block_size(64 << 20)
+BLOCK_BYTES = 64 << 20
 
-# Pillow warns about large images and about odd EXIF and palettes. Large images are judged by
-# MAX_PIXELS, and the others decode well: one line per image of a million would hide real news.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+PILLOWS_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as in warnings.filters
 
 
 class DecodeError(Exception):
@@ -63,6 +64,32 @@ class Budget:
 _budget = Budget(DECODE_BYTES)
 
 
+def _in_large_blocks() -> Callable[[], None]:
+    before = Image.core.get_block_size()
+    Image.core.set_block_size(BLOCK_BYTES)
+    return partial(Image.core.set_block_size, before)
+
+
+_large_blocks = SharedContext(_in_large_blocks)
+
+
+def _ignore_warnings() -> Callable[[], None]:
+    filters = warnings.filters
+    filters.insert(0, PILLOWS_WARNINGS)
+
+    def end() -> None:
+        for place in (filters, warnings.filters):  # it may be another one, within catch_warnings
+            with suppress(ValueError):
+                place.remove(PILLOWS_WARNINGS)
+
+    return end
+
+
+# Pillow warns about large images and about odd EXIF and palettes. Large images are judged by
+# MAX_PIXELS, and the others decode well: one line per image of a million would hide real news.
+_quietly = SharedContext(_ignore_warnings)
+
+
 def identify(data: bytes) -> Image.Image:
     """Opens an image by its header; the pixels are not decoded yet.
 
@@ -71,7 +98,8 @@ def identify(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with _quietly:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # a damaged header can raise nearly anything
         raise _decode_error(error) from error
     width, height = image.size
@@ -104,7 +132,10 @@ def decoded(data: bytes, channels: int = 3) -> Iterator[np.ndarray]:
     image = None if size else identify(data)
     width, height = size or image.size
     number = width * height * BYTES_PER_PIXEL
-    with _budget.taken(number) if number > UNCOUNTED_BYTES else nullcontext():
+    with ExitStack() as stack:
+        if number > UNCOUNTED_BYTES:
+            stack.enter_context(_large_blocks)
+            stack.enter_context(_budget.taken(number))
         yield pixels_of(image, channels) if image else _jpeg_pixels(data, channels)
 
 
@@ -143,9 +174,10 @@ def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     mode = MODES[channels]
     try:
-        image.load()
-        image = _eight_bits(image)
-        return image if image.mode == mode else image.convert(mode)
+        with _quietly:
+            image.load()
+            image = _eight_bits(image)
+            return image if image.mode == mode else image.convert(mode)
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise many kinds for damaged data

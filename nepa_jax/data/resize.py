@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from nepa_jax.base.threads import SharedContext
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -18,8 +20,15 @@ Size = tuple[int, int]  # (width, height)
 MAX_SHRINK = 4  # beyond it the prefilter is so wide that averaging first is faster
 STEPS = 16  # prefilters are made for multiples of 1 / STEPS
 
-# The loader has its own threads: one image per thread scales better than one image on all.
-cv2.setNumThreads(1)
+
+def _one_thread() -> Callable[[], None]:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    return partial(cv2.setNumThreads, before)
+
+
+# Around the work of many threads: one image on each scales better than one image on all.
+one_thread_each = SharedContext(_one_thread)
 
 
 def resize_exact(pixels: np.ndarray, size: Size, interpolation: str) -> np.ndarray:

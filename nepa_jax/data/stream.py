@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -11,6 +12,7 @@ import numpy as np
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.batches import BatchMaker, Made, Task
 from nepa_jax.data.order import Order
+from nepa_jax.data.resize import one_thread_each
 from nepa_jax.data.workers import Workers
 
 END = 1 << 60  # the stream has no end; grain wants a length
@@ -39,15 +41,17 @@ class Stream:
 
     def __init__(self, maker: BatchMaker, blocks: Blocks, chosen: slice) -> None:
         self._config = maker.config
+        self._open = ExitStack()
         # One more than there are processes, so that none waits for its next task; and so that
         # no thread idles while the slowest image of a batch is finished.
         under_way = max(1, self._config.num_workers) + 1
-        self._workers = (
-            Workers(maker, blocks.rows, self._config.num_workers, under_way)
-            if self._config.num_workers
-            else None
-        )
-        self._make = self._workers or _in_this_process(maker)
+        self._make: Make
+        if self._config.num_workers:
+            self._make = Workers(maker, blocks.rows, self._config.num_workers, under_way)
+            self._open.callback(self._make.close)
+        else:
+            self._make = _in_this_process(maker)
+            self._open.enter_context(one_thread_each)
         self._blocks = blocks
         self._ready: SimpleQueue[int] = SimpleQueue()
         ahead = grain.ReadOptions(
@@ -83,8 +87,7 @@ class Stream:
     def close(self) -> None:
         """Stops what is read ahead."""
         self._iterator.close()
-        if self._workers is not None:
-            self._workers.close()
+        self._open.close()
 
     def _make_block(self, block: int) -> Made:
         made = self._make(self._blocks.task(block))

@@ -17,6 +17,7 @@ import numpy as np
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.batches import BatchMaker, Made, Task
+from nepa_jax.data.resize import one_thread_each
 
 SHARED_MEMORY = "/dev/shm"  # where it is on Linux
 
@@ -95,6 +96,7 @@ def _without_signals() -> Iterator[None]:
 
 def _set_up() -> None:
     """They end with their parent, also when it was killed, and at its word."""
+    one_thread_each.__enter__()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if _KNOWS_SENDERS:
         threading.Thread(target=_end_when_told, daemon=True).start()

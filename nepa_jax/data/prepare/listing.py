@@ -15,58 +15,15 @@ from nepa_jax.data.prepare.tree import in_classes
 
 IMAGE_SUFFIXES = frozenset(
     (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif"),
+        *(".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
 OTHER_IMAGES = frozenset(
     (
-        *(
-            ".heic",
-            ".heif",
-            ".avif",
-            ".jxl",
-            ".jp2",
-            ".j2k",
-            ".jpx",
-            ".svg",
-            ".psd",
-            ".tga",
-            ".ico",
-            ".exr",
-            ".hdr",
-            ".dds",
-            ".pcx",
-        ),
-        *(
-            ".eps",
-            ".raw",
-            ".dng",
-            ".cr2",
-            ".cr3",
-            ".nef",
-            ".arw",
-            ".orf",
-            ".rw2",
-            ".raf",
-            ".dcm",
-            ".fits",
-            ".nii",
-            ".npy",
-        ),
+        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".psd", ".tga"),
+        *(".ico", ".exr", ".hdr", ".dds", ".pcx", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef"),
+        *(".arw", ".orf", ".rw2", ".raf", ".dcm", ".fits", ".nii", ".npy"),
     )
 )
 ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"))

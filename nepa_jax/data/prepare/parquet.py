@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.base.progress import progress, warn
@@ -17,8 +17,7 @@ from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.listing import IMAGE_SUFFIXES, LARGE, MAX_BYTES, Example, Listing
 from nepa_jax.data.prepare.parquet_files import SUFFIXES, parquet_files, split_files, walk
 
-if TYPE_CHECKING:
-    import pyarrow.parquet
+Opened = Any  # a pyarrow.parquet.ParquetFile; pyarrow may not be installed
 
 MAGIC = b"PAR1"
 ROWS = 64  # decoded at a time
@@ -120,7 +119,7 @@ def _holds_images(file: Path) -> bool:
     return True
 
 
-def _open(file: Path) -> "pyarrow.parquet.ParquetFile":
+def _open(file: Path) -> Opened:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -135,11 +134,9 @@ def _open(file: Path) -> "pyarrow.parquet.ParquetFile":
         raise ValueError(in_short(error)) from error
 
 
-def _open_all(
-    files: Sequence[Path], left_out: LeftOut
-) -> Mapping[Path, "pyarrow.parquet.ParquetFile"]:
+def _open_all(files: Sequence[Path], left_out: LeftOut) -> Mapping[Path, Opened]:
     """The files that can be opened and are like the first of them."""
-    shards: dict[Path, pyarrow.parquet.ParquetFile] = {}
+    shards: dict[Path, Opened] = {}
     first, mistakes = None, []
     for file in files:
         try:
@@ -163,7 +160,7 @@ def _open_all(
     return shards
 
 
-def _schema(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema:
+def _schema(shard: Opened, file: Path) -> Schema:
     """Raises UserError if there is no column of images, or none of several can be chosen."""
     schema = shard.schema_arrow
     features = _features(schema.metadata)
@@ -176,7 +173,7 @@ def _schema(shard: "pyarrow.parquet.ParquetFile", file: Path) -> Schema:
     return Schema(image, label, tuple(map(normal, names)))
 
 
-def _tell_label(schema: Schema, shard: "pyarrow.parquet.ParquetFile", path: Path) -> None:
+def _tell_label(schema: Schema, shard: Opened, path: Path) -> None:
     """Says which column has the classes, where that is a choice."""
     others = [name for name in shard.schema_arrow.names if name != schema.image]
     if schema.label is None and others:
@@ -203,7 +200,7 @@ def _feature(features: Mapping[str, Any], column: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _image_column(schema: "pyarrow.Schema", features: Mapping[str, Any], file: Path) -> str:
+def _image_column(schema: Any, features: Mapping[str, Any], file: Path) -> str:
     found = [name for name in schema.names if _can_be_image(schema.field(name).type)]
     typed = [name for name in found if _feature(features, name).get("_type") == "Image"]
     column = first_of(IMAGE_COLUMNS, found)
@@ -236,7 +233,7 @@ def _can_be_image(kind: Any) -> bool:
 
 
 def _copy(
-    shard: "pyarrow.parquet.ParquetFile",
+    shard: Opened,
     file: Path,
     schema: Schema,
     images: BinaryIO,
@@ -245,14 +242,8 @@ def _copy(
     """Appends the images of a file to the copy."""
     for number, (image, label) in _values(shard, file, schema, left_out):
         name = f"{file.stem}/{number}"
-        data, path = (
-            (image.get("bytes"), image.get("path"))
-            if isinstance(image, dict)
-            else (
-                image,
-                None,
-            )
-        )
+        held = image if isinstance(image, dict) else {"bytes": image}
+        data, path = held.get("bytes"), held.get("path")
         if not data:
             left_out.add(PATHS if path else NO_IMAGE, name)
         elif len(data) > MAX_BYTES:
@@ -265,7 +256,7 @@ def _copy(
 
 
 def _values(
-    shard: "pyarrow.parquet.ParquetFile", file: Path, schema: Schema, left_out: LeftOut
+    shard: Opened, file: Path, schema: Schema, left_out: LeftOut
 ) -> Iterator[tuple[int, tuple[Any, Any]]]:
     """The image and the label of each row, with its number; what is damaged is left out."""
     import pyarrow

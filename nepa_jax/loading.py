@@ -17,9 +17,6 @@ from nepa_jax.checkpoint.reading import is_checkpoint
 from nepa_jax.checkpoint.weights import load_weights
 from nepa_jax.config import evaluation_data
 from nepa_jax.data.images import ImagesLike, as_batch
-from nepa_jax.formats.fit import Fit, Misfit
-from nepa_jax.formats.reading import read_model
-from nepa_jax.formats.sources import Choices, open_source
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Features, Objective, encode
 
@@ -74,6 +71,8 @@ def load_onto(path: str, target: nnx.Module) -> Loaded:
     Raises:
         UserError: there are no such weights, or they are of another model.
     """
+    from nepa_jax.formats.fit import Fit, Misfit
+
     loaded = _read(path, ema=False, step=None)
     found, wanted = named_leaves(loaded.model), named_leaves(target)
     shapes = Fit(
@@ -122,6 +121,9 @@ def _read(path: str, ema: bool, step: int | None, objective: str | None = None) 
     if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
         weights = load_weights(path, ema=ema, step=step, objective=objective)
         return Loaded(weights.model, weights.objective, weights.provenance.config)
+    from nepa_jax.formats.reading import read_model  # a run of its own needs none of them
+    from nepa_jax.formats.sources import Choices, open_source
+
     source = open_source(path, choices=Choices(objective=objective))
     _require_asked(path, source.metadata, ema, step)
     model = jax.tree.map(np.asarray, read_model(source)[0])

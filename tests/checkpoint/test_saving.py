@@ -370,6 +370,19 @@ def test_a_run_begins_with_the_weights_of_another(dataset, finished, tmp_path, c
     assert not any(ours[name].any() for name in ours if "/mu/" in name)
 
 
+def test_a_run_beside_imported_weights_begins_with_them(dataset, finished, tmp_path, capsys):
+    weights = load_weights(str(finished[0]), ema=False)
+    save_weights(str(tmp_path), 0, weights.model, weights.provenance)
+    with pytest.raises(UserError, match="holds imported weights already"):
+        first_state(dataset, tmp_path, run__init_from=str(finished[0]))
+    state = first_state(dataset, tmp_path)
+    assert f"starting from the weights of {tmp_path}: step 0" in capsys.readouterr().out
+    for name, leaf in named_leaves(weights.model).items():
+        np.testing.assert_array_equal(named_leaves(state.model)[name], leaf, err_msg=name)
+    run(dataset, tmp_path)
+    assert load_weights(str(tmp_path), ema=True).step == 4
+
+
 def test_weights_that_do_not_fit_are_one_clear_error(dataset, finished, tmp_path):
     start = str(finished[0])
     with pytest.raises(UserError, match=r"finished0 does not fit .* has shape .* expected"):

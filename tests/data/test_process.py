@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 import time
 import warnings
 
@@ -10,7 +9,6 @@ import cv2
 import pytest
 from PIL import Image, ImageFile
 
-from nepa_jax.base.threads import SharedContext
 from nepa_jax.data import decode
 from nepa_jax.data.decode import BLOCK_BYTES, decoded
 from nepa_jax.data.loader import Loader, LoaderConfig
@@ -93,25 +91,6 @@ def test_large_images_are_in_large_blocks_and_the_next_are_not(encode):
     with decoded(data):
         assert Image.core.get_block_size() == BLOCK_BYTES != before
     assert Image.core.get_block_size() == before
-
-
-def test_a_shared_context_begins_with_the_first_and_ends_with_the_last():
-    told = []
-    context = SharedContext(lambda: (told.append("begin"), lambda: told.append("end"))[1])
-    barrier = threading.Barrier(8)
-
-    def work():
-        with context:
-            barrier.wait()
-            assert told == ["begin"]
-            barrier.wait()
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert told == ["begin", "end"]
 
 
 ENCODE = """

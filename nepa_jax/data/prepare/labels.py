@@ -12,7 +12,7 @@ from nepa_jax.data.prepare.archives import open_files
 from nepa_jax.data.prepare.classes import are_ids, in_order, normal
 from nepa_jax.data.prepare.columns import LABEL_COLUMNS, NAME_COLUMNS, plain
 from nepa_jax.data.prepare.left_out import LeftOut
-from nepa_jax.data.prepare.listing import Example, Listing
+from nepa_jax.data.prepare.listing import Listing, example_of
 from nepa_jax.data.prepare.matching import (
     Parts,
     Rows,
@@ -77,7 +77,7 @@ def by_labels(
     names = in_order(classes.values())
     numbers = {name: label for label, name in enumerate(names)}
     examples = [
-        Example(f"{name}/{'/'.join(image.parts)}", numbers[name], image.size, image.read)
+        example_of(image, numbers[name], f"{name}/")
         for image in images
         if (name := classes.get(image.path)) is not None
     ]

@@ -71,6 +71,10 @@ class Listing:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
+def example_of(file: File, label: int | None, folder: str = "") -> Example:
+    return Example(f"{folder}{'/'.join(file.parts)}", label, file.size, file.read)
+
+
 def find_images(files: Iterable[File], source: Path, left_out: LeftOut) -> list[File]:
     """The images by their names; the rest is told to `left_out`.
 
@@ -100,20 +104,14 @@ def by_folder(images: Sequence[File], source: Path, left_out: LeftOut) -> Listin
         warn(line)
     classes = sorted(set(map(normal, folders)))
     labels = {name: label for label, name in enumerate(classes)}
-    examples = [
-        Example("/".join(file.parts), labels.get(normal(file.parts[0])), file.size, file.read)
-        for file in images
-    ]
+    examples = [example_of(file, labels.get(normal(file.parts[0]))) for file in images]
     return Listing(examples, tuple(classes), left_out)
 
 
 def by_sample(images: Sequence[File], class_of: Mapping[str, File], left_out: LeftOut) -> Listing:
     """The images of a split with the classes in the files beside them."""
     labelled, classes = by_class_file(images, class_of, left_out)
-    examples = [
-        Example("/".join(file.parts), label, file.size, file.read) for file, label in labelled
-    ]
-    return Listing(examples, classes, left_out)
+    return Listing([example_of(file, label) for file, label in labelled], classes, left_out)
 
 
 def _why_not(file: File) -> str | None:

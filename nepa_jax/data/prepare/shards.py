@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from nepa_jax.base.progress import Advance, meter
 from nepa_jax.base.threads import ordered_map
 from nepa_jax.data.decode import identify
 from nepa_jax.data.prepare.listing import Example
+from nepa_jax.data.prepare.reencode import Reencode
 from nepa_jax.data.prepare.store import Store
 from nepa_jax.data.records import Record, pack
 
@@ -26,6 +27,8 @@ PLAN = "plan"
 NOTE = ".done.json"
 UNFINISHED = "unfinished"
 
+Skipped = dict[str, str]  # an example that was left out: its name, and the reason
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -33,14 +36,6 @@ class Shard:
 
     file: str
     examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An example that was left out, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass
@@ -54,42 +49,43 @@ class Written:
     num_records: int = 0
     bytes: int = 0
     digests: list[str] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Job:
-    """How shards are written: from where, to where, and what is done to each image."""
+class Target:
+    """Where a split goes, and how. `num_shards=None` leaves the number to `default_num_shards`."""
 
     store: Store
+    split: str
     scratch: Path
-    convert: Callable[[bytes], bytes]
-    num_threads: int
-    title: str
+    num_shards: int | None = None
+    num_threads: int = 1
+    reencode: Reencode | None = None
 
 
-def write_shards(shards: Sequence[Shard], job: Job, plan: str) -> list[Written]:
+def write_shards(shards: Sequence[Shard], target: Target, plan: str) -> list[Written]:
     """Writes the shards that are not finished yet; returns what all of them hold.
 
     `plan` says what the shards are made of and how. What an earlier, interrupted run of the same
     plan has finished is kept; of another plan nothing is. Raises UserError if the disk is full.
     """
-    _start_over_unless(plan, job)
-    finished = {shard.file: _finished(shard.file, job) for shard in shards}
+    _start_over_unless(plan, target)
+    finished = {shard.file: _finished(shard.file, target) for shard in shards}
     total = sum(len(shard.examples) for shard in shards)
     done = sum(len(shard.examples) for shard in shards if finished[shard.file])
     missing = [shard for shard in shards if not finished[shard.file]]
-    with meter(total, job.title, done) as advance:
-        for written in ordered_map(partial(_write, job, advance), missing, job.num_threads):
+    with meter(total, f"preparing {target.split}", done) as advance:
+        for written in ordered_map(partial(_write, target, advance), missing, target.num_threads):
             finished[written.file] = written
     return [written for written in finished.values() if written]
 
 
-def discard(job: Job) -> None:
+def discard(target: Target) -> None:
     """Removes the finished shards of a split that is not to be."""
-    for note in job.scratch.glob(f"*{NOTE}"):
-        job.store.remove(note.name.removesuffix(NOTE))
+    for note in target.scratch.glob(f"*{NOTE}"):
+        target.store.remove(note.name.removesuffix(NOTE))
         note.unlink()
 
 
@@ -100,40 +96,40 @@ def clean_up(scratch: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _start_over_unless(plan: str, job: Job) -> None:
-    file = job.scratch / PLAN
+def _start_over_unless(plan: str, target: Target) -> None:
+    file = target.scratch / PLAN
     if file.exists() and file.read_text() == plan:
         return
-    discard(job)
+    discard(target)
     _write_whole(file, plan)
 
 
-def _finished(file: str, job: Job) -> Written | None:
-    note = job.scratch / f"{file}{NOTE}"
+def _finished(file: str, target: Target) -> Written | None:
+    note = target.scratch / f"{file}{NOTE}"
     if not note.exists():
         return None
     written = Written(**json.loads(note.read_text()))
-    return written if job.store.size(file) == written.bytes else None
+    return written if target.store.size(file) == written.bytes else None
 
 
-def _write(job: Job, advance: Advance, shard: Shard) -> Written:
+def _write(target: Target, advance: Advance, shard: Shard) -> Written:
     """Writes one shard to the scratch folder, moves it to the store, and notes that it is done."""
-    written, file = Written(shard.file), job.scratch / UNFINISHED / shard.file
+    written, file = Written(shard.file), target.scratch / UNFINISHED / shard.file
     try:
-        _write_records(file, _load_all(shard, job, advance), written)
+        _write_records(file, _load_all(shard, target, advance), written)
     except RuntimeError as error:  # all that the writer raises: no space, no permission
         raise UserError(f"cannot write {file}: {str(error).splitlines()[0]}") from error
     written.bytes = file.stat().st_size
-    job.store.put(file, shard.file)
-    _write_whole(job.scratch / f"{shard.file}{NOTE}", json.dumps(asdict(written)))
+    target.store.put(file, shard.file)
+    _write_whole(target.scratch / f"{shard.file}{NOTE}", json.dumps(asdict(written)))
     return written
 
 
 def _write_records(file: Path, loaded: Iterable[Record | Skipped], written: Written) -> None:
     writer, num_bytes = ArrayRecordWriter(str(file), WRITER_OPTIONS), 0
     for item in loaded:
-        if isinstance(item, Skipped):
-            written.skipped.append(asdict(item))
+        if isinstance(item, dict):
+            written.skipped.append(item)
             continue
         data = pack(item)
         writer.write(data)
@@ -155,21 +151,21 @@ def _check(file: Path, num_records: int) -> None:
     reader.close()
 
 
-def _load_all(shard: Shard, job: Job, advance: Advance) -> Iterator[Record | Skipped]:
+def _load_all(shard: Shard, target: Target, advance: Advance) -> Iterator[Record | Skipped]:
     for example in shard.examples:
-        yield _load(example, job.convert)
+        yield _load(example, target.reencode)
         advance(1)
 
 
-def _load(example: Example, convert: Callable[[bytes], bytes]) -> Record | Skipped:
+def _load(example: Example, convert: Reencode | None) -> Record | Skipped:
     try:
         image = example.read()
         identify(image)
-        return Record(convert(image), example.label, example.name)
+        return Record(convert(image) if convert else image, example.label, example.name)
     except OSError as error:
-        return Skipped(example.name, error.strerror or str(error))
+        return {"name": example.name, "reason": error.strerror or str(error)}
     except Exception as error:  # whatever the archive or the image has wrong
-        return Skipped(example.name, str(error) or type(error).__name__)
+        return {"name": example.name, "reason": str(error) or type(error).__name__}
 
 
 def _write_whole(file: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from nepa_jax.data.prepare.labels import imagenet_problems
 from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.listing import Example, Listing
 from nepa_jax.data.prepare.opening import open_listing, source_path
-from nepa_jax.data.prepare.reencode import Reencode, parse_reencode
+from nepa_jax.data.prepare.reencode import parse_reencode
 from nepa_jax.data.prepare.shards import (
     UNFINISHED,
-    Job,
     Shard,
+    Target,
     Written,
     clean_up,
     discard,
@@ -36,18 +36,6 @@ from nepa_jax.data.prepare.store import Store
 
 MIB = 1 << 20
 MAX_LISTED_SKIPS = 1000
-
-
-@dataclass(frozen=True)
-class Target:
-    """What becomes of a listing. `num_shards=None` leaves the number to `default_num_shards`."""
-
-    store: Store
-    split: str
-    scratch: Path
-    num_shards: int | None = None
-    num_threads: int = 1
-    reencode: Reencode | None = None
 
 
 def prepare(
@@ -172,17 +160,10 @@ def _write_split(listing: Listing, target: Target) -> dict[str, Any]:
     if there := _same_split(target, plan):
         warn(f"{target.store.out} has split {target.split!r} of these images already: it is kept")
         return there
-    job = Job(
-        target.store,
-        target.scratch,
-        target.reencode or (lambda image: image),
-        target.num_threads,
-        f"preparing {target.split}",
-    )
-    written = write_shards(shards, job, plan)
+    written = write_shards(shards, target, plan)
     entry = {**_split_entry(written, listing, target), "plan": plan}
     if not entry["num_examples"]:
-        discard(job)
+        discard(target)
     _check_skipped(entry, len(listing.examples))
     manifest = _manifest_with_classes(listing, target)
     manifest["splits"][target.split] = entry

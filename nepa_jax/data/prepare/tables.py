@@ -76,9 +76,12 @@ def _delimiter(text: str) -> str:
 
 
 def _rows(text: str, delimiter: str) -> list[Sequence[str]]:
-    csv.field_size_limit(MAX_CELL)
     if delimiter == " ":  # any blanks, also at the ends
         text = "\n".join(" ".join(line.split()) for line in text.splitlines())
     rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     cells = ([cell.strip() for cell in row] for row in rows)
-    return [row for row in cells if any(row)]
+    before = csv.field_size_limit(MAX_CELL)  # the whole process's
+    try:
+        return [row for row in cells if any(row)]
+    finally:
+        csv.field_size_limit(before)

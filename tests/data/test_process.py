@@ -1,5 +1,6 @@
 """What belongs to the whole process is as it was, before and after images are decoded."""
 
+import csv
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from PIL import Image, ImageFile
 from nepa_jax.data import decode
 from nepa_jax.data.decode import BLOCK_BYTES, decoded
 from nepa_jax.data.loader import Loader, LoaderConfig
+from nepa_jax.data.prepare.left_out import LeftOut
+from nepa_jax.data.prepare.tables import read_table
 
 
 def settings() -> tuple:
@@ -84,6 +87,13 @@ def test_filters_of_others_may_come_and_go_meanwhile(encode, picture, monkeypatc
     assert warnings.filters == before
     others.__exit__()
     assert warnings.filters == before
+
+
+def test_a_table_may_have_long_cells_and_others_tables_may_not(tmp_path):
+    before, file = csv.field_size_limit(), tmp_path / "labels.csv"
+    file.write_text(f"0.png,cat\n{'1' * 200_000}.png,dog\n")
+    assert len(read_table(file, LeftOut())[1][0]) == 200_004
+    assert csv.field_size_limit() == before
 
 
 def test_large_images_are_in_large_blocks_and_the_next_are_not(encode):

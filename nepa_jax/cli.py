@@ -322,7 +322,7 @@ def bench(args: Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
     config = config_of(args)
-    from nepa_jax.bench.verb import MEASURES, table_of
+    from nepa_jax.bench.verb import measure, table_of
 
-    result = MEASURES[f"data against {args.against}" if args.against else args.what](config)
+    result = measure(f"data against {args.against}" if args.against else args.what, config)
     print(json.dumps(result) if args.json else table_of(result))

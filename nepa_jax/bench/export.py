@@ -23,7 +23,6 @@ from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.objectives.base import abstract_model, load_objective
 
 Result = dict[str, float | int | str]
-FORMATS = {"mae": "mae", "nepa": "nepa"}  # the format that holds all of an objective's weights
 
 
 def bench_export(config: ConfigDict) -> Result:
@@ -33,10 +32,8 @@ def bench_export(config: ConfigDict) -> Result:
     size. Beside them the exported folder is copied. All three read from disk, not from the
     system's page cache (where it can be told to forget: not on macOS), and end on disk.
     """
-    config = ConfigDict(config.to_dict())
-    config.data.path = config.data.path or "an export needs no data"
     config = configs.resolve(config, num_examples=1_281_167, platform="cpu")
-    name = FORMATS[config.objective.name.rpartition(".")[2]]
+    name = config.objective.name.rpartition(".")[2]  # of the format that holds all of its weights
     with tempfile.TemporaryDirectory(prefix="nepa-jax-bench-") as folder:
         run, out, back, copy = (str(Path(folder) / part) for part in ("run", "out", "back", "copy"))
         size = _alone(write_random, run, config)

@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from nepa_jax import config as configs
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.saving import Checkpoints
 from nepa_jax.data.loader import Loader
-from nepa_jax.mesh import make_mesh, mesh_problems, put_batch
+from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import mfu
 from nepa_jax.run.feed import DeviceBatches, abstract_batch
@@ -56,11 +55,6 @@ class Prepared(NamedTuple):
 
 def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     objective = load_objective(config.objective.name)
-    checked = ConfigDict(config.to_dict())
-    checked.data.path = checked.data.path or "a step needs no data"
-    checks = [partial(mesh_problems, num_devices=jax.device_count())]
-    checks += [objective.problems] if hasattr(objective, "problems") else []
-    configs.validate(checked, *checks)
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
     batch = abstract_batch(configs.loader_config(config), labelled, mesh)

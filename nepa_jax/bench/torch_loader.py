@@ -22,7 +22,7 @@ from nepa_jax.data.loader import LoaderConfig
 class TorchFiles:
     """A map-style PyTorch data set of image files: torchvision's transforms up to uint8."""
 
-    files: list[str]
+    files: Sequence[Path]
     config: LoaderConfig
 
     def __len__(self) -> int:
@@ -34,19 +34,10 @@ class TorchFiles:
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Any]:
-        transforms = _torchvision().transforms
-        config, mode = self.config, _torchvision().transforms.InterpolationMode
-        return transforms.Compose(
-            [
-                transforms.RandomResizedCrop(
-                    config.image_size,
-                    config.crop_scale,
-                    interpolation=mode(config.interpolation),
-                ),
-                transforms.RandomHorizontalFlip(),
-                transforms.PILToTensor(),
-            ]
-        )
+        given, config = _torchvision().transforms, self.config
+        resize = given.InterpolationMode(config.interpolation)
+        crop = given.RandomResizedCrop(config.image_size, config.crop_scale, interpolation=resize)
+        return given.Compose([crop, given.RandomHorizontalFlip(), given.PILToTensor()])
 
 
 def torch_loader(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack) -> Side:
@@ -56,8 +47,11 @@ def torch_loader(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack
     except ImportError as error:
         raise UserError("--against=torch needs PyTorch: pip install torch torchvision") from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    files = [folder / f"{index}.jpg" for index in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        file.write_bytes(image)
     loader = torch.utils.data.DataLoader(
-        TorchFiles(_write_files(images, folder), config),
+        TorchFiles(files, config),
         config.batch_size,
         num_workers=config.num_threads,
         multiprocessing_context="spawn",
@@ -81,10 +75,3 @@ def _torchvision() -> Any:
             library.define(f"{name[1]}(Tensor x) -> Tensor")
             for module in [key for key in sys.modules if key.split(".")[0] == "torchvision"]:
                 del sys.modules[module]
-
-
-def _write_files(images: Sequence[bytes], folder: Path) -> list[str]:
-    files = [folder / f"{index}.jpg" for index in range(len(images))]
-    for file, image in zip(files, images, strict=True):
-        file.write_bytes(image)
-    return [str(file) for file in files]

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.run.setup import check_config
 
 MEASURES: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
     "step": bench_step,
@@ -44,6 +46,18 @@ MEANINGS = {
 UNITS = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights", "_s": "s"}
 
 Row = tuple[str, str, str]
+
+
+def measure(what: str, config: ConfigDict) -> dict[str, Any]:
+    """The figures of one of ``MEASURES``; most need no data.
+
+    Raises:
+        UserError: a mistake in the config, or the data set is needed and cannot be read.
+    """
+    checked = ConfigDict(config.to_dict())
+    checked.data.path = checked.data.path or "not needed"
+    check_config(checked, load_objective(config.objective.name))
+    return MEASURES[what](config)
 
 
 def table_of(result: dict[str, Any]) -> str:

@@ -6,18 +6,7 @@ from nepa_jax.config import CONFIGS, load_config, recipe_files, recipe_module, r
 from nepa_jax.objectives.base import load_objective
 
 COLUMNS = "{:24} {:>6} {:>5} {:>5} {:>6} {:>6} {:>12} {:>9} {:>6} {:>10}"
-HEADER = (
-    "config",
-    "width",
-    "depth",
-    "heads",
-    "px",
-    "tokens",
-    "parameters",
-    "GFLOP",
-    "batch",
-    "length",
-)
+HEADER = ("config", "width", "depth", "heads", "px", "tokens", "parameters", "GFLOP", "batch", "length")  # fmt: skip
 IMAGES = 1_281_167  # of ImageNet-1k, for lengths in epochs
 
 

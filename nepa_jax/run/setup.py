@@ -208,9 +208,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
         UserError: a mistake in the config, the data set or the workdir; or the hosts differ.
     """
     objective = load_objective(config.objective.name)
-    checks = [partial(mesh_problems, num_devices=jax.device_count())]
-    checks += [objective.problems] if hasattr(objective, "problems") else []
-    configs.validate(config, *checks)
+    check_config(config, objective)
     folder = writable_folder(workdir)
     lock = stack.enter_context(WorkdirLock(folder)) if jax.process_index() == 0 else None
     stack.enter_context(compiled_programs_kept())
@@ -231,6 +229,13 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     )
     announce(run)
     return run
+
+
+def check_config(config: ConfigDict, objective: Objective) -> None:
+    """Raises UserError: all mistakes of a config, those of its mesh and its objective too."""
+    checks = [partial(mesh_problems, num_devices=jax.device_count())]
+    checks += [objective.problems] if hasattr(objective, "problems") else []
+    configs.validate(config, *checks)
 
 
 def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:

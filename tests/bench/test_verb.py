@@ -1,6 +1,19 @@
-"""What the bench verb prints."""
+"""What the bench verb refuses, and what it prints."""
 
-from nepa_jax.bench.verb import table_of
+import pytest
+import small
+
+from nepa_jax.base.errors import UserError
+from nepa_jax.bench.verb import MEASURES, measure, table_of
+
+
+@pytest.mark.parametrize("what", MEASURES)
+def test_all_mistakes_of_a_config_are_told_before_anything_is_measured(what):
+    config = small.config("mae", "", mesh__data="3", objective__decoder_depth="-1")
+    with pytest.raises(UserError) as error:
+        measure(what, config)
+    for part in ("mesh = ", "objective.decoder_depth = -1"):
+        assert part in str(error.value)
 
 
 def test_a_result_has_units_and_words():

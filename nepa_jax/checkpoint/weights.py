@@ -97,7 +97,7 @@ def save_weights(workdir: str, step: int, model: nnx.Module, provenance: Provena
         raise UserError(
             f"{folder}: cannot be saved ({in_short(error)}); free space there or allow writing"
         ) from error
-    finally:
+    finally:  # a write may outlive a failure, and what it leaves the next call removes
         shutil.rmtree(unnamed.parent, ignore_errors=True)
 
 

@@ -149,7 +149,8 @@ except SystemExit as end:
 )
 def test_help_and_mistakes_are_answered_without_jax(code, arguments):
     """A command line that takes seconds to say what is wrong is not used twice."""
-    assert not loaded(VERB, str(code), *arguments) & {"jax", "flax", "orbax", "grain", "cv2"}
+    slow = {"jax", "flax", "orbax", "grain", "cv2", "numpy", "rich"}
+    assert not loaded(VERB, str(code), *arguments) & slow
 
 
 def test_training_loads_no_formats_verbs_or_plots():

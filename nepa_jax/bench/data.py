@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nepa_jax.bench import speed
-from nepa_jax.bench.speed import Side, Speed, measure, take_turns
+from nepa_jax.bench.speed import CPU, WALL, Side, Speed, measure, take_turns
 from nepa_jax.bench.torch_loader import torch_loader
 from nepa_jax.config import loader_config
 from nepa_jax.data.decode import decode, decode_pixels
@@ -79,7 +79,7 @@ def _bare(images: Sequence[bytes], config: LoaderConfig) -> Side:
     return Side(batches, config.batch_size)
 
 
-def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict[str, float]]:
+def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, Speed]:
     """All modes take turns at every image: whatever else the machine does, it does to all."""
     modes = {
         "pillow": partial(_pillow, config),
@@ -96,14 +96,14 @@ def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, dict
     return {name: _median_by_image(found, len(images)) for name, found in seconds.items()}
 
 
-def _median_by_image(seconds: Sequence[tuple[float, float]], number: int) -> dict[str, float]:
+def _median_by_image(seconds: Sequence[tuple[float, float]], number: int) -> Speed:
     """Of each image the median over the rounds, and the rates at which all are made."""
     wall, cpu = np.median(np.reshape(seconds, (-1, number, 2)), axis=0).sum(axis=0)
-    return {"images_per_s": number / float(wall), "images_per_cpu_s": number / float(cpu)}
+    return {WALL: number / float(wall), CPU: number / float(cpu)}
 
 
-def _mode_ratios(rates: dict[str, dict[str, float]]) -> dict[str, float]:
-    per_cpu = {name: rate["images_per_cpu_s"] for name, rate in rates.items()}
+def _mode_ratios(rates: dict[str, Speed]) -> dict[str, float]:
+    per_cpu = {name: rate[CPU] for name, rate in rates.items()}
     return {f"{mode} / pillow": per_cpu[mode] / per_cpu["pillow"] for mode in ("exact", "fast")}
 
 
@@ -163,26 +163,22 @@ def _worker_mib(config: LoaderConfig) -> dict[str, float]:
     }
 
 
-def _medians(rounds: Sequence[dict[str, Speed]]) -> dict[str, dict[str, float]]:
+def _medians(rounds: Sequence[dict[str, Speed]]) -> dict[str, Speed]:
     return {
-        name: {
-            "images_per_s": statistics.median(speeds[name].wall for speeds in rounds),
-            "images_per_cpu_s": statistics.median(speeds[name].cpu for speeds in rounds),
-        }
+        name: {key: statistics.median(each[name][key] for each in rounds) for key in (WALL, CPU)}
         for name in rounds[0]
     }
 
 
 def _ratios(rounds: Sequence[dict[str, Speed]]) -> dict[str, float]:
-    ratios = {
-        "loader / bare loop": [r["loader"].cpu / r["bare loop"].cpu for r in rounds],
-        "workers / bare loop": [r["workers"].cpu / r["bare loop"].cpu for r in rounds],
-    }
-    if "torch" in rounds[0]:
-        for name in ("loader", "workers"):
-            ratios[f"{name} / torch"] = [r[name].cpu / r["torch"].cpu for r in rounds]
-            ratios[f"{name} / torch, wall"] = [r[name].wall / r["torch"].wall for r in rounds]
-    return {name: statistics.median(found) for name, found in ratios.items()}
+    def ratio(name: str, other: str, key: str = CPU) -> float:
+        return statistics.median(each[name][key] / each[other][key] for each in rounds)
+
+    ratios = {f"{name} / bare loop": ratio(name, "bare loop") for name in ("loader", "workers")}
+    for name in ("loader", "workers") if "torch" in rounds[0] else ():
+        ratios[f"{name} / torch"] = ratio(name, "torch")
+        ratios[f"{name} / torch, wall"] = ratio(name, "torch", WALL)
+    return ratios
 
 
 def _scaling(config: LoaderConfig, cores: Sequence[int]) -> dict[str, float]:
@@ -222,7 +218,7 @@ def _bare_rate(config: LoaderConfig) -> float:
 
 def _rate_on(config: LoaderConfig, cores: Sequence[int]) -> float:
     with _pinned(cores), Loader(replace(config, num_threads=len(cores))) as loader:
-        return measure(_loader(loader)).wall
+        return measure(_loader(loader))[WALL]
 
 
 @contextmanager

@@ -120,5 +120,5 @@ def _read(path: Path) -> list[Start]:
         shares([*starts, Start(time.time(), time.time(), 0, 0)])  # TypeError: text for a number
         sum(start.saved_step for start in starts)
         return starts
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return []

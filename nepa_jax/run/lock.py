@@ -121,8 +121,9 @@ class WorkdirLock:
     def _holder(self) -> Holder | None:
         """Who wrote the last beat; None if the workdir is free, or nobody can be made out."""
         try:
-            return Holder(**read_json(self._path, dict))
-        except (OSError, ValueError, TypeError):
+            said = read_json(self._path, dict)
+            return Holder(**said | {"beat": float(said["beat"])})
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return None
 
     def _beat(self) -> None:

@@ -44,9 +44,23 @@ def test_the_account_goes_on_over_restarts(tmp_path):
     assert "2 start(s)" in account.summary() and "data" in account.summary()
 
 
-def test_a_damaged_account_begins_anew(tmp_path):
+ODD = '[{{"began": 1, "ended": 2, "first_step": 0, "last_step": 3, "seconds": {}}}]'
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"began": 1',
+        "{}",
+        "[1]",
+        ODD.format('{"data": "long"}'),
+        ODD.format('{"data": 1%s}' % ("0" * 400)),
+    ],
+)
+def test_a_damaged_account_begins_anew(tmp_path, content):
     path = tmp_path / "goodput.json"
-    path.write_text('[{"began": 1')
+    path.write_text(content)
     account = Goodput(path)
     account.begin(0, lambda: 0.0)
     account.write(1)

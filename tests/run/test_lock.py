@@ -77,8 +77,14 @@ def test_a_holder_on_another_machine_that_is_silent_is_forgotten(tmp_path, quick
         assert time.monotonic() - began < 5
 
 
+ODD = '{{"run": "1", "host": "far", "boot": "another", "pid": 7, "beat": {}}}'
+
+
 @pytest.mark.trial
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"run": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", '{"run": 1}', "\xff", ODD.format('"soon"'), ODD.format("1" + "0" * 400)],
+)
 def test_a_file_that_says_nothing_holds_nothing(tmp_path, content):
     (tmp_path / "run.lock").write_text(content, "latin-1")
     with WorkdirLock(tmp_path):

@@ -1,8 +1,10 @@
 """What belongs to the whole process is as it was, before and after images are decoded."""
 
 import csv
+import gc
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -23,16 +25,18 @@ def settings() -> tuple:
     return cv2.getNumThreads(), limits, [*warnings.filters]
 
 
-def is_again(before: tuple) -> bool:
-    """Threads of a loader that is closed finish the image that each is at."""
+def finish() -> None:
+    """Threads of a loader that is closed finish the batch that they are at."""
     deadline = time.monotonic() + 10
-    while settings() != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return settings() == before
+    while any(thread.name.startswith("decode") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)
 def two_threads():
+    finish()
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
     yield
@@ -49,7 +53,8 @@ def test_a_loader_puts_back_what_it_sets(prepared, num_workers):
     with loader(prepared, num_workers) as batches:
         batches.batch(0)
         assert cv2.getNumThreads() == (2 if num_workers else 1)
-    assert is_again(before)
+    finish()
+    assert settings() == before
 
 
 def test_of_two_loaders_the_last_one_puts_back(prepared):
@@ -60,10 +65,11 @@ def test_of_two_loaders_the_last_one_puts_back(prepared):
     first.close()
     assert cv2.getNumThreads() == 1
     second.close()
-    assert is_again(before)
+    finish()
+    assert settings() == before
 
 
-def warn(*_: object, **__: object) -> None:
+def warn() -> None:
     """Of Pillow, and of others."""
     warnings.warn_explicit("odd EXIF", UserWarning, "Image.py", 1, "PIL.Image")
     warnings.warn("news", stacklevel=1)

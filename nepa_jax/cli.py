@@ -174,11 +174,8 @@ def data_verify(args: Namespace) -> None:
         print(json.dumps({split: named(records, 1000) for split, records in bad.items()}))
     else:
         for split, records in bad.items():
-            print(
-                f"{split}: {len(records):,} bad records",
-                *map(printable, named(records)),
-                sep="\n  ",
-            )
+            lines = map(printable, named(records))
+            print(f"{split}: {len(records):,} bad records", *lines, sep="\n  ")
     sys.exit(1 if any(bad.values()) else 0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from nepa_jax.base.text import printable
+from nepa_jax.formats.configs import floored_ratio
 from nepa_jax.objectives.encoder import is_causal
 
 # How to load FOLDER in each library; words in capitals are filled in from the config.
@@ -131,7 +132,7 @@ def arguments(name: str, config: ConfigDict) -> str:
         embed_dim=model.embed_dim,
         depth=model.depth,
         num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
+        mlp_ratio=floored_ratio(model.mlp_ratio, model.embed_dim),
     )
     if name == "mae":
         values |= {key: objective[key] for key in DECODER if key in objective}

@@ -29,7 +29,7 @@ from nepa_jax.objectives import encoder
 from nepa_jax.objectives.base import abstract_model, load_objective
 from nepa_jax.run.metrics import read_metrics
 
-MAX_PART_BYTES = 5 * 10**9
+MAX_PART_BYTES = 5 * 10**9  # larger safetensors files are split, with an index file
 MAX_PATCHES = 1 << 16  # of an image: 4096 px at a patch side of 16
 TORCH_MODEL = Path(__file__).parent / "torch_model"
 
@@ -55,7 +55,6 @@ def export(
     encoder_only: bool = False,
     image_size: int | None = None,
     objective: str | None = None,
-    max_part_bytes: int = MAX_PART_BYTES,
 ) -> ExportReport:
     """Writes the weights of a run in another library's format.
 
@@ -70,7 +69,6 @@ def export(
         encoder_only: leave out decoder and head.
         image_size: resample position tables for square images of this side, px.
         objective: a module of the user's own, where the checkpoint names one outside of the package.
-        max_part_bytes: larger safetensors files are split, with an index file.
 
     Raises:
         UserError: no such format or weights, a model that the format cannot hold, or an ``out``
@@ -91,7 +89,7 @@ def export(
         provenance = describe_origin(weights, config, name, ema)
         metrics = metrics_at(path, weights.step)
         written = put(out, lambda folder: _write_folder(
-            folder, model, table, config, theirs, provenance, metrics, max_part_bytes))  # fmt: skip
+            folder, model, table, config, theirs, provenance, metrics))  # fmt: skip
         return ExportReport(out, name, written, names_of(model, table), provenance)
 
     return newest_sound(find_checkpoints(path, step), written_from)
@@ -135,13 +133,13 @@ def describe_origin(weights: Weights, config: ConfigDict, name: str, ema: bool) 
 
 def _write_folder(
     folder: Path, model: nnx.Module, table: Format, config: ConfigDict, theirs: dict[str, Any],
-    provenance: Mapping[str, str], metrics: dict[str, float], max_part_bytes: int,
+    provenance: Mapping[str, str], metrics: dict[str, float],
 ) -> None:  # fmt: skip
     shapes, stream = array_shapes(model, table), stream_arrays(model, table)
     if table.flax:
         files.write_npz(folder / files.NPZ, stream)
     else:
-        files.write_safetensors(folder, shapes, stream, provenance, max_part_bytes)
+        files.write_safetensors(folder, shapes, stream, provenance, MAX_PART_BYTES)
     for name, content in side_files(table, config, theirs).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2) + "\n")

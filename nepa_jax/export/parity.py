@@ -19,6 +19,7 @@ from nepa_jax.loading import Loaded, load
 from nepa_jax.objectives.encoder import is_causal
 
 LARGEST_DIFFERENCE = 1e-4
+NUM_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,13 @@ def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.max(np.abs(ours - theirs))) / scale
 
 
-def check(
-    out: str, path: str | None = None, num_images: int = 2, objective: str | None = None
-) -> ParityReport:
+def check(out: str, path: str | None = None, objective: str | None = None) -> ParityReport:
     """Runs an exported folder in its library, and our model, on the same random images.
 
     Args:
         out: the exported folder.
         path: the workdir or checkpoint it was exported from; None (for a resampled position table, which the
             run does not have): our model with the folder's own weights.
-        num_images: how many.
         objective: a module of the user's own; see :func:`nepa_jax.load`.
 
     Raises:
@@ -76,7 +74,7 @@ def check(
     table, config = source.format, source.config
     ours = load(out) if path is None else _exported(path, source.metadata, objective)
     height, width = config.model.image_size
-    shape = (num_images, height, width, config.model.in_channels)
+    shape = (NUM_IMAGES, height, width, config.model.in_channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     theirs = _in_its_library(out, table, config, normalised(images, config.model))
     states = our_states(ours, images)
@@ -107,12 +105,14 @@ def _in_its_library(
             from nepa_jax.export.torch_model.run import hidden_states
 
             return hidden_states(Path(out), table.name, config, pixels)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--check: format {table.name!r} runs in {library}, and {error.name} is not installed; "
-            f"pip install torch {library}; {stays}"
-        ) from None
     except Exception as error:
+        if (
+            isinstance(error, ModuleNotFoundError) and error.name
+        ):  # Transformers raises some without
+            raise UserError(
+                f"--check: format {table.name!r} runs in {library}, and {error.name} is not "
+                f"installed; pip install torch {library}; {stays}"
+            ) from None
         raise UserError(
             f"--check: {library} does not work here ({in_short(error)}); install versions of torch, "
             f"torchvision and {library} that go together; {stays}"

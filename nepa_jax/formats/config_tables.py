@@ -16,6 +16,12 @@ class Same(NamedTuple):
     key: str
 
 
+class Not(NamedTuple):
+    """Stands for every value but this one."""
+
+    value: Any
+
+
 @dataclass(frozen=True)
 class Key:
     """``ours`` ↔ ``theirs``.
@@ -41,14 +47,14 @@ class Task:
     """What a file of the format can be: its class there, our objective, and the keys of both."""
 
     architecture: str
-    ours: Mapping[str, Any]  # keys of ours with the one value that fits this task
+    ours: Mapping[str, Any]  # keys of ours with what fits this task
     keys: tuple[Key, ...] = ()
     theirs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ConfigTable:
-    """One format's config. ``ours`` and ``theirs`` hold the keys with one possible value;
+    """One format's config. ``ours`` and ``theirs`` hold the keys that are not free, and their value;
     ``assumed`` what their file does not say. ``by_shape``: nor does it say all of ``keys``, and what
     is missing is told by the arrays' shapes."""
 
@@ -68,6 +74,7 @@ _NO_NEPA_PARTS = {
     "model.rope_base": None,
     "model.qk_norm": False,
     "model.layer_scale_init": None,
+    "model.posemb": Not("none"),
 }
 _SIZES = (
     Key("model.embed_dim", "hidden_size"),
@@ -85,6 +92,7 @@ _NO_DROPOUT = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.02,
 }
+_POSITIONS = (("none", False), ("learned", True), ("sincos", True))
 _ENCODER = {"objective.name": encoder.NAME, "objective.causal": False}
 
 NEPA_CONFIG = ConfigTable(
@@ -102,18 +110,20 @@ NEPA_CONFIG = ConfigTable(
         Key("model.qk_norm_bias", "qk_norm_bias", default=False),
         Key("model.layer_scale_init", "layerscale_value"),
         Key("model.drop_path_rate", "drop_path_prob"),
-        Key("model.posemb", "absolute_positions", (("none", False), ("learned", True)), False),
+        Key("model.posemb", "absolute_positions", _POSITIONS, False),
     ),
     tasks=(
-        Task("ViTNepaForPreTraining", {"objective.name": NEPA},
+        Task("ViTNepaForPreTraining", {"objective.name": NEPA, "model.rope_base": Not(None)},
              (Key("objective.causal", "is_causal", default=True),),
              {"add_pooling_layer": True}),
-        Task("ViTNepaForImageClassification", {"objective.name": SUPERVISED}, (
+        Task("ViTNepaForImageClassification", {
+            "objective.name": SUPERVISED, "objective.pool": Not("cls"), "model.rope_base": Not(None),
+        }, (
             Key("objective.num_classes", "num_labels"),
             Key("objective.causal", "is_causal"),
             Key("objective.pool", "add_pooling_layer", (("mean", True), ("last", False))),
         )),
-        Task("ViTNepaModel", {"objective.name": encoder.NAME},
+        Task("ViTNepaModel", {"objective.name": encoder.NAME, "model.rope_base": Not(None)},
              (Key("objective.causal", "is_causal"),)),
     ),
     ours={"model.final_norm": True},
@@ -156,7 +166,7 @@ _TIMM_SIZES = (
     Key("model.embed_dim", "embed_dim"),
     Key("model.depth", "depth"),
     Key("model.num_heads", "num_heads"),
-    Key("model.mlp_ratio", "mlp_ratio"),
+    Key("model.floored_ratio", "mlp_ratio"),
     Key("model.side", "img_size"),
     Key("model.patch_size", "patch_size"),
     Key("model.in_channels", "in_chans"),
@@ -180,7 +190,7 @@ TIMM_CONFIG = ConfigTable(
              (Key("objective.num_classes", "num_classes"),), {"global_pool": "token"}),
     ),
     ours={
-        "model.mlp": "gelu", "model.rope_base": None,
+        "model.mlp": "gelu", "model.rope_base": None, "model.posemb": Not("none"),
         "model.qk_norm": False, "model.norm_eps": 1e-6,
     },
 )  # fmt: skip
@@ -195,7 +205,10 @@ TIMM_EVA_CONFIG = ConfigTable(
         Key("model.rope_rescale", "rope_rescale_coords", ((1.0, None),), default=None),
     ),
     tasks=(Task("eva02_base_patch14_224", {"objective.name": encoder.NAME}),),
-    ours={"model.mlp": "gelu", "model.posemb": "none", "model.final_norm": True},
+    ours={
+        "model.mlp": "gelu", "model.posemb": "none", "model.final_norm": True,
+        "model.rope_base": Not(None),
+    },
     theirs={
         "attn_type": "rope", "rope_type": "dinov3", "rope_rotate_half": True,
         "use_rot_pos_emb": True, "use_abs_pos_emb": False, "ref_feat_shape": None,
@@ -213,7 +226,8 @@ MAE_CONFIG = ConfigTable(
     by_shape=True,
     keys=(),
     tasks=(
-        Task("mae", {"objective.name": MAE, "objective.decoder_mlp_ratio": Same("model.mlp_ratio")}),
+        Task("mae", {"objective.name": MAE, "objective.decoder_mlp_ratio": Same("model.mlp_ratio"),
+                     "objective.decoder_mlp_dim": Same("objective.floored_mlp_dim")}),
         Task("vit", {"objective.name": SUPERVISED, "objective.pool": "mean",
                      "objective.causal": False, "model.final_norm": False}),
         Task("vit", {"objective.name": SUPERVISED, "objective.pool": "cls",

@@ -1,5 +1,6 @@
 """Applies a format's config table: their config files ↔ our ``model`` and ``objective`` sections."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.sections import shown
 from nepa_jax.config import CONFIGS, flat_keys, load_config, resolve
-from nepa_jax.formats.config_tables import CONFIG_TABLES, REQUIRED, ConfigTable, Same, Task
+from nepa_jax.formats.config_tables import CONFIG_TABLES, REQUIRED, ConfigTable, Not, Same, Task
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives import encoder
 
@@ -44,15 +45,12 @@ def export_config(config: ConfigDict, name: str) -> dict[str, Any]:
 
 def _require_values(wanted: Mapping[str, Any], flat: Mapping[str, Any], name: str) -> None:
     for key, value in wanted.items():
-        if flat.get(key) != _wanted(value, flat):
+        if not _fits({key: value}, flat):
+            held = flat[value.key] if isinstance(value, Same) else value
             raise UserError(
-                f"{key} = {flat.get(key)}: format {name!r} can only hold {_wanted(value, flat)}; "
-                "choose another --format"
+                f"{key} = {flat.get(key)}: format {name!r} can only hold "
+                f"{'others' if isinstance(value, Not) else held}; choose another --format"
             )
-
-
-def _wanted(value: Any, flat: Mapping[str, Any]) -> Any:
-    return flat[value.key] if isinstance(value, Same) else value
 
 
 def _task_of(table: ConfigTable, flat: Mapping[str, Any], name: str) -> Task:
@@ -69,7 +67,13 @@ def _task_of(table: ConfigTable, flat: Mapping[str, Any], name: str) -> Task:
 
 
 def _fits(wanted: Mapping[str, Any], flat: Mapping[str, Any]) -> bool:
-    return all(flat.get(key) == _wanted(value, flat) for key, value in wanted.items())
+    return all(_fits_one(flat.get(key), value, flat) for key, value in wanted.items())
+
+
+def _fits_one(found: Any, wanted: Any, flat: Mapping[str, Any]) -> bool:
+    if isinstance(wanted, Not):
+        return found != wanted.value
+    return found == (flat[wanted.key] if isinstance(wanted, Same) else wanted)
 
 
 def _with_derived(config: ConfigDict) -> dict[str, Any]:
@@ -77,14 +81,24 @@ def _with_derived(config: ConfigDict) -> dict[str, Any]:
     flat, model, objective = flat_keys(config), config.model, config.objective
     height, width = image_size(config)
     gated, activation = MLPS[model.mlp]
-    ratio = objective.get("decoder_mlp_ratio", 0.0)
+    ratio, dim = objective.get("decoder_mlp_ratio", 0.0), objective.get("decoder_embed_dim", 0)
+    floored = floored_ratio(model.mlp_ratio, model.embed_dim)
     return flat | {
         "model.mlp_dim": round(model.embed_dim * model.mlp_ratio),
+        "model.floored_ratio": floored,
         "model.side": height if height == width else [height, width],
         "model.gated": gated,
         "model.activation": activation,
-        "objective.decoder_mlp_dim": round(ratio * objective.get("decoder_embed_dim", 0)),
+        "objective.decoder_mlp_dim": round(ratio * dim),
+        "objective.floored_mlp_dim": int(floored * dim),
     }
+
+
+def floored_ratio(ratio: float, width: int) -> float:
+    """The ratio by which timm's code, which rounds down, makes an MLP as wide as ours."""
+    dim = round(width * ratio)
+    known = (ratio, dim / width, math.nextafter(dim / width, math.inf))
+    return next(ratio for ratio in known if int(width * ratio) == dim)
 
 
 # Theirs to ours
@@ -111,7 +125,9 @@ def import_config(theirs: Mapping[str, Any], name: str, source: str) -> ConfigDi
             f"{source}: lacks {', '.join(missing)}; give the config.json of the weights"
         )
     pairs = {key.ours: key.restore(theirs.get(key.theirs, key.default)) for key in keys}
-    values = {**pairs, **table.assumed, **table.ours, **task.ours}
+    ours = {**table.ours, **task.ours}
+    fixed = {key: value for key, value in ours.items() if not isinstance(value, Same | Not)}
+    values = {**pairs, **table.assumed, **fixed}
     return run_config(table, values, source)
 
 
@@ -150,6 +166,9 @@ def _without_derived(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         UserError: a value cannot be one of ours.
     """
     values = dict(values)
+    if "model.floored_ratio" in values:
+        ratio = _rounded_ratio(values.pop("model.floored_ratio"), values["model.embed_dim"])
+        values["model.mlp_ratio"] = ratio
     for ours, width in (("model.mlp", "model"), ("objective.decoder_mlp", "objective.decoder")):
         if f"{ours}_dim" in values:
             dim = values.pop(f"{ours}_dim")
@@ -174,6 +193,13 @@ def _without_derived(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             )
         values["model.mlp"] = mlp
     return values
+
+
+def _rounded_ratio(ratio: Any, width: Any) -> Any:
+    """Ours of theirs; what is none is told with the other problems of the config."""
+    if type(width) is not int or width < 1 or type(ratio) not in (int, float):
+        return ratio
+    return int(width * ratio) / width if abs(ratio) < MAX_WIDTH else ratio
 
 
 def _ratio(dim: Any, embed_dim: Any, source: str) -> float:

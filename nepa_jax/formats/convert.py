@@ -20,6 +20,7 @@ from nepa_jax.formats.tables import Format
 
 Arrays = Mapping[str, ArrayLike]
 Leaf = np.ndarray | jax.Array | LazyArray  # a parameter of ours
+QKV = ("query", "key", "value")
 LARGE_BYTES = 2**26  # what is converted in several threads is smaller
 
 
@@ -238,7 +239,7 @@ def entries(model: nnx.Module, table: Format) -> list[Entry]:
     return [
         Entry(theirs, name, index, known[rules[name].operation])
         for name, shape in shapes.items()
-        for theirs, index in _slices(rules[name].theirs, shape, table.qkv)
+        for theirs, index in _slices(rules[name].theirs, shape)
     ]
 
 
@@ -249,12 +250,10 @@ def _by_leaf(model: nnx.Module, table: Format) -> dict[str, list[Entry]]:
     return parts
 
 
-def _slices(
-    theirs: str, shape: tuple[int, ...], qkv: tuple[str, str, str]
-) -> list[tuple[str, tuple[Any, ...]]]:
+def _slices(theirs: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[Any, ...]]]:
     """Their names and the index into ours of each: layers in front, q/k/v third from the end."""
     layers = range(shape[0]) if "{layer}" in theirs else [slice(None)]
-    parts = list(enumerate(qkv)) if "{qkv}" in theirs else [(slice(None), "")]
+    parts = list(enumerate(QKV)) if "{qkv}" in theirs else [(slice(None), "")]
     return [
         (
             theirs.format(layer=layer, qkv=name),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
@@ -23,7 +24,7 @@ from nepa_jax.formats.names import Named, aside_lines, table_names
 from nepa_jax.formats.places import find_weights, parse_place, read_weights
 from nepa_jax.formats.tables import FORMATS, Format, known_format
 from nepa_jax.models.sizes import image_size
-from nepa_jax.objectives.base import Objective, load_objective, saved_objective
+from nepa_jax.objectives.base import Objective, saved_objective
 
 PROVENANCE = "provenance.json"
 MODEL_TYPES = {  # of Transformers' config.json
@@ -52,12 +53,10 @@ class Choices:
     """What a user says of weights instead of the files.
 
     Attributes:
-        config: a resolved run config; None: what the files tell.
         overrides: text by key, such as ``{"model.num_heads": "12"}``.
         objective: the dotted name of a module of one's own.
     """
 
-    config: ConfigDict | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     objective: str | None = None
 
@@ -163,17 +162,15 @@ def _without_other_parts(named: Named, table: Format, config: ConfigDict) -> Nam
 def _find_config(
     weights: Path, table: Format, arrays: Arrays, metadata: Mapping[str, str], choices: Choices
 ) -> Inferred:
-    """The config by the user, by our own header, by their file, or by the arrays' shapes."""
-    if choices.config is not None:
-        found = Inferred(choices.config)
-    elif metadata.get("nepa_jax.format") == table.name:
+    """The config by our own header, by their file, or by the arrays' shapes; then by the user."""
+    if metadata.get("nepa_jax.format") == table.name:
         found = Inferred(_own_config(metadata, weights))
     else:
         found = _with_pixels(_of_others(weights, table, arrays), weights.parent)
     if choices.overrides:
         apply_overrides(found.config, choices.overrides)
     _require_sound(weights, model_problems(found.config))
-    if choices.config is None and "model.posemb" not in choices.overrides:
+    if "model.posemb" not in choices.overrides:
         _set_positions(found.config, table, arrays)
     guesses = [key for key in found.guesses if key not in choices.overrides]
     return replace(found, guesses=guesses)
@@ -219,7 +216,20 @@ def _of_others(weights: Path, table: Format, arrays: Arrays) -> Inferred:
         theirs = {"num_labels": head.shape[0], **theirs}
     dropped = [f"{key} = {shown(theirs[key])}" for key in DROPOUTS if theirs.get(key)]
     notes = [f"left aside dropout ({', '.join(dropped)}): ours has none"] if dropped else []
-    return Inferred(import_config(theirs, table.name, str(path)), notes=notes)
+    config = import_config(theirs, table.name, str(path))
+    if table.full_qk_norms:
+        config.model.qk_norm_bias = _has_norm_biases(table, arrays)
+    return Inferred(config, notes=notes)
+
+
+def _has_norm_biases(table: Format, arrays: Arrays) -> bool:
+    """Whether the q/k-norms, which always have biases in these files, have any but zeros."""
+    ends = tuple(
+        table.theirs(f"vit/blocks/attn/{norm}/bias").partition("}")[2]
+        for norm in ("q_norm", "k_norm")
+    )
+    found = (array for name, array in arrays.items() if name.endswith(ends))
+    return any(np.any(np.asarray(array)) for array in found if str(array.dtype) in FLOATS)
 
 
 def _their_config(path: Path) -> dict[str, Any]:
@@ -280,10 +290,7 @@ def _proven(config: ConfigDict, weights: Path, arrays: Arrays, choices: Choices)
     Raises:
         UserError: a problem of the config, or a model that is much larger than the file.
     """
-    if choices.config is None:
-        objective = saved_objective(config, str(weights), choices.objective)
-    else:
-        objective = load_objective(config.objective.name)
+    objective = saved_objective(config, str(weights), choices.objective)
     _require_sound(weights, getattr(objective, "problems", lambda config: [])(config))
     problems = []
     longest = max((max(array.shape, default=1) for array in arrays.values()), default=0)

@@ -1,7 +1,7 @@
 """The formats, as tables: our name, their name, and what happens to the array in between.
 
-``{layer}`` stands for the index along our leading layer axis and ``{qkv}`` for one of the three
-parts of our fused projection. Operations are those of ``convert.operations``. A rule applies where
+``{layer}`` stands for the index along our leading layer axis and ``{qkv}`` for query, key or value,
+the parts of our fused projection. Operations are those of ``convert.operations``. A rule applies where
 our model has the parameter; a parameter no rule speaks of is an error.
 
 ``vit/pos_embed`` and ``decoder/pos_embed`` are the position tables [1 + N, D]: where a model's are
@@ -26,7 +26,7 @@ class Rule:
 class Format:
     """One external layout of weights.
 
-    ``qkv`` names the parts ``{qkv}`` stands for. ``class_position`` says whether the position table
+    ``class_position`` says whether the position table
     has a row for the class token; where it has none, that row is added to the token itself.
     ``full_qk_norms``: q/k-norms have weights and biases there even where ours have none.
     ``resampling`` is the target library's rule for position tables of another grid. ``flax``: arrays
@@ -40,7 +40,6 @@ class Format:
 
     name: str
     rules: tuple[Rule, ...]
-    qkv: tuple[str, str, str] = ("query", "key", "value")
     class_position: bool = True
     full_qk_norms: bool = False
     resampling: str = "bicubic"  # or bicubic_antialias, linear: those of export/resize.py

@@ -16,6 +16,7 @@ from nepa_jax.checkpoint import arrays
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.weights import load_weights, save_weights
 from nepa_jax.config import to_json
+from nepa_jax.export import folder as written
 from nepa_jax.export.folder import encoder_alone, export
 from nepa_jax.export.importing import import_checkpoint
 from nepa_jax.export.printing import print_names
@@ -97,9 +98,10 @@ def test_sizes_are_read_from_shapes_where_there_is_no_config(workdir, tmp_path, 
     assert config.model.image_size == (12, 12) and config.model.posemb == "sincos"
 
 
-def test_parts_and_their_index(kit, workdir, tmp_path):
+def test_parts_and_their_index(kit, workdir, tmp_path, monkeypatch):
     whole = export(workdir("nepa"), "nepa", str(tmp_path / "whole"))
-    report = export(workdir("nepa"), "nepa", str(tmp_path / "parts"), max_part_bytes=8000)
+    monkeypatch.setattr(written, "MAX_PART_BYTES", 8000)
+    report = export(workdir("nepa"), "nepa", str(tmp_path / "parts"))
     parts = [name for name in report.files if name.startswith("model-")]
     assert len(parts) > 2 and files.INDEX in report.files and whole.names == report.names
     index = json.loads((tmp_path / "parts" / files.INDEX).read_text())
@@ -137,8 +139,10 @@ def test_one_line_gives_features(workdir, tmp_path, name, variant):
     np.testing.assert_array_equal(here.patches, there.patches)
 
 
-def test_an_earlier_export_is_replaced_and_other_files_are_kept(workdir, tmp_path):
-    export(workdir("nepa"), "nepa", str(tmp_path / "out"), max_part_bytes=8000)
+def test_an_earlier_export_is_replaced_and_other_files_are_kept(workdir, tmp_path, monkeypatch):
+    with monkeypatch.context() as small:
+        small.setattr(written, "MAX_PART_BYTES", 8000)
+        export(workdir("nepa"), "nepa", str(tmp_path / "out"))
     assert files.INDEX not in export(workdir("nepa"), "nepa", str(tmp_path / "out")).files
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -202,10 +206,9 @@ def test_a_truncated_file(folder):
         refused(folder, "is cut off|is damaged")
 
 
-def test_a_config_of_another_size(kit, folder):
-    config = kit.make_config("nepa")
-    config.model.embed_dim = 32
-    refused(folder, r"has shape .* expected", choices=Choices(config=config))
+def test_a_config_of_another_size(folder):
+    wider = Choices(overrides={"model.embed_dim": "32"})
+    refused(folder, r"has shape .* expected", choices=wider)
     forget_origin(folder)
     theirs = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(theirs | {"num_hidden_layers": 3}))
@@ -256,9 +259,9 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
     torch.save(
         {"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "mae.pth"
     )
-    config = kit.make_config("mae")
+    heads = {"model.num_heads": "2", "objective.decoder_num_heads": "2"}
     found = import_checkpoint(
-        str(tmp_path / "mae.pth"), "mae", str(tmp_path / "in"), choices=Choices(config=config)
+        str(tmp_path / "mae.pth"), "mae", str(tmp_path / "in"), choices=Choices(overrides=heads)
     )
     assert found.names.complete
     kit.assert_same(
@@ -268,11 +271,12 @@ def test_an_official_pth_comes_in(kit, workdir, tmp_path):
 
 @pytest.mark.parametrize("max_part_bytes", [10**9, 20_000], ids=["one file", "parts"])
 def test_an_exported_mae_becomes_a_pth_by_the_script_in_its_folder(
-    kit, workdir, tmp_path, max_part_bytes
+    kit, workdir, tmp_path, monkeypatch, max_part_bytes
 ):
     pytest.importorskip("torch")
     out, pth = tmp_path / "out", tmp_path / "mae.pth"
-    export(workdir("mae"), "mae", str(out), max_part_bytes=max_part_bytes)
+    monkeypatch.setattr(written, "MAX_PART_BYTES", max_part_bytes)
+    export(workdir("mae"), "mae", str(out))
     subprocess.run([sys.executable, str(out / "to_pth.py"), str(pth)], check=True)
     import_checkpoint(str(pth), "mae", str(tmp_path / "in"))
     kit.assert_same(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import load_file
 from torch import nn
 
+from nepa_jax.formats.configs import floored_ratio
 from nepa_jax.objectives.encoder import is_causal
 
 
@@ -129,7 +130,7 @@ def _plain_timm(config: ConfigDict, no_embed_class: bool = False) -> nn.Module:
     return VisionTransformer(
         img_size=tuple(shape.image_size), patch_size=shape.patch_size, in_chans=shape.in_channels,
         embed_dim=shape.embed_dim, depth=shape.depth, num_heads=shape.num_heads,
-        mlp_ratio=shape.mlp_ratio, no_embed_class=no_embed_class,
+        mlp_ratio=floored_ratio(shape.mlp_ratio, shape.embed_dim), no_embed_class=no_embed_class,
         num_classes=config.objective.get("num_classes", 0), final_norm=shape.final_norm,
         global_pool="token" if shape.final_norm else "avg",
         norm_layer=partial(nn.LayerNorm, eps=shape.norm_eps), qkv_bias=shape.qkv_bias,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,7 +15,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
-from nepa_jax.mesh import replicated, state_shardings
+from nepa_jax.mesh import batch_sharding, replicated, state_shardings
 from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
 from nepa_jax.optim import learning_rate, make_optimizer
 
@@ -70,6 +71,25 @@ def abstract_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> Trai
         shapes,
         state_shardings(shapes, mesh),
     )
+
+
+def abstract_batch(
+    config: ConfigDict, labelled: bool, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every array of a run's batch, of all hosts together, and how it lies on the devices.
+
+    ``image`` uint8 [B, H, W, C]; ``label`` int32 [B], of labelled sets; ``row`` int32 [B], the place
+    in the batch, on which the randomness of a row depends.
+
+    Args:
+        config: resolved.
+    """
+    rows, sharding = (config.data.batch_size,), batch_sharding(mesh)
+    pixels = (*rows, *config.model.image_size, config.model.in_channels)
+    arrays = {"image": (pixels, np.uint8), "row": (rows, np.int32)}
+    if labelled:
+        arrays["label"] = (rows, np.int32)
+    return {name: jax.ShapeDtypeStruct(*array, sharding=sharding) for name, array in arrays.items()}
 
 
 def create_state(

@@ -18,11 +18,18 @@ from nepa_jax.data.loader import Loader
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import mfu
-from nepa_jax.run.feed import DeviceBatches, abstract_batch
+from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.hooks import MetricsHook
 from nepa_jax.run.metrics import Throughput
 from nepa_jax.run.report import NoReport
-from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
+from nepa_jax.step import (
+    TrainState,
+    Update,
+    abstract_batch,
+    abstract_state,
+    create_state,
+    make_update,
+)
 from nepa_jax.train import train
 
 Result = dict[str, float | int | str]
@@ -57,7 +64,7 @@ def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     objective = load_objective(config.objective.name)
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
-    batch = abstract_batch(configs.loader_config(config), labelled, mesh)
+    batch = abstract_batch(config, labelled, mesh)
     target = abstract_state(config, objective, mesh)
     lowered = make_update(config, objective, target).lower(target, batch)
     began = time.perf_counter()

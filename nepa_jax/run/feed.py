@@ -1,35 +1,13 @@
-"""What the loop is fed: the batch, described once, and on the devices before its step wants it."""
+"""What the loop is fed: batches on the devices before their step wants them."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from nepa_jax.data.loader import Loader
-from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.mesh import batch_sharding, put_batch
+from nepa_jax.mesh import put_batch
 from nepa_jax.objectives.base import Batch
-
-
-def abstract_batch(
-    data: LoaderConfig, labelled: bool, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every array of a run's batch, of all hosts together, and how it lies on the devices.
-
-    ``image`` uint8 [B, H, W, C]; ``label`` int32 [B], of labelled sets; ``row`` int32 [B], the place
-    in the batch, on which the randomness of a row depends.
-    """
-    rows = (data.batch_size,)
-    arrays = {
-        "image": ((*rows, *data.image_size, data.channels), np.uint8),
-        "row": (rows, np.int32),
-    }
-    if labelled:
-        arrays["label"] = (rows, np.int32)
-    sharding = batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(*array, sharding=sharding) for name, array in arrays.items()}
 
 
 class DeviceBatches:
@@ -43,7 +21,7 @@ class DeviceBatches:
         self.waited_s = 0.0  # in all
 
     def batch(self, step: int) -> Batch:
-        """The global batch of a step; see :func:`abstract_batch`."""
+        """The global batch of a step; see ``step.abstract_batch``."""
         began = time.perf_counter()
         ahead, self._next = self._next, None
         future = ahead[1] if ahead and ahead[0] == step else self._pool.submit(self._load, step)

@@ -23,7 +23,7 @@ from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
 from nepa_jax.loading import load_onto
 from nepa_jax.mesh import host_part, make_mesh, mesh_problems
 from nepa_jax.objectives.base import Objective, load_objective
-from nepa_jax.run.feed import DeviceBatches, abstract_batch
+from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
     CheckpointHook,
@@ -40,7 +40,14 @@ from nepa_jax.run.memory import fitting, memory_is_told, require_room
 from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
-from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
+from nepa_jax.step import (
+    TrainState,
+    Update,
+    abstract_batch,
+    abstract_state,
+    create_state,
+    make_update,
+)
 
 
 @dataclass
@@ -122,7 +129,7 @@ class Run:
         if config is not self.config:  # a smaller one is tried, whose model may be another
             target = abstract_state(config, self.objective, self.mesh)
         update = make_update(config, self.objective, target)
-        batch = abstract_batch(self.loader.config, self.loader.records.labelled, self.mesh)
+        batch = abstract_batch(config, self.loader.records.labelled, self.mesh)
         return update.lower(target, batch).compile()
 
     @contextmanager

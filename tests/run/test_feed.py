@@ -9,7 +9,8 @@ from nepa_jax.config import loader_config, resolve
 from nepa_jax.data.loader import Loader
 from nepa_jax.data.prepare.split import prepare_arrays
 from nepa_jax.mesh import make_mesh
-from nepa_jax.run.feed import DeviceBatches, abstract_batch
+from nepa_jax.run.feed import DeviceBatches
+from nepa_jax.step import abstract_batch
 
 
 @pytest.fixture(params=[True, False], ids=["labelled", "unlabelled"])
@@ -29,7 +30,7 @@ def config(labelled, tmp_path):
 
 def test_a_batch_is_what_it_is_described_as(config, labelled):
     mesh, data = make_mesh(config), loader_config(config)
-    described = abstract_batch(data, labelled, mesh)
+    described = abstract_batch(config, labelled, mesh)
     with Loader(data) as loader, DeviceBatches(loader, mesh) as feed:
         batch = feed.batch(0)
     assert set(batch) == {"image", "row"} | ({"label"} if labelled else set())

@@ -52,9 +52,9 @@ def parse_json(data: bytes, kind: type | None = None) -> Any:
     return value
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any) -> str:
     """JSON that every parser takes: NaN and the infinities, which JSON has no words for, are null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -1,8 +1,5 @@
 """The same images through PyTorch: its DataLoader and torchvision's transforms, to measure against."""
 
-import importlib
-import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from nepa_jax.base.errors import UserError
+from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.bench.speed import Side
 from nepa_jax.data.loader import LoaderConfig
 
@@ -34,7 +31,9 @@ class TorchFiles:
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Any]:
-        given, config = _torchvision().transforms, self.config
+        from torchvision import transforms as given
+
+        config = self.config
         resize = given.InterpolationMode(config.interpolation)
         crop = given.RandomResizedCrop(config.image_size, config.crop_scale, interpolation=resize)
         return given.Compose([crop, given.RandomHorizontalFlip(), given.PILToTensor()])
@@ -44,8 +43,14 @@ def torch_loader(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack
     """PyTorch's DataLoader with as many processes as there are cores."""
     try:
         import torch.utils.data
+        import torchvision  # noqa: F401
     except ImportError as error:
         raise UserError("--against=torch needs PyTorch: pip install torch torchvision") from error
+    except Exception as error:  # builds that do not go together
+        raise UserError(
+            f"--against=torch: torchvision does not work here ({in_short(error)}); install builds of "
+            "torch and torchvision that go together"
+        ) from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     files = [folder / f"{index}.jpg" for index in range(len(images))]
     for file, image in zip(files, images, strict=True):
@@ -58,20 +63,3 @@ def torch_loader(images: Sequence[bytes], config: LoaderConfig, stack: ExitStack
     )
     ahead = loader.prefetch_factor * loader.num_workers
     return Side(iter(loader), config.batch_size, ahead)
-
-
-def _torchvision() -> Any:
-    """Imports torchvision, also where its build names operators of a GPU that torch lacks."""
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    while True:
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as error:
-            name = re.search(r"torchvision::(\w+) does not exist", str(error))
-            if name is None:
-                raise
-            library.define(f"{name[1]}(Tensor x) -> Tensor")
-            for module in [key for key in sys.modules if key.split(".")[0] == "torchvision"]:
-                del sys.modules[module]

@@ -38,6 +38,17 @@ VARIANTS = {
         OBJECTIVES["nepa"] | dict(causal=False),
     ),
     "nepa_no_bias": ("nepa", NEPA | dict(qkv_bias=False), None),
+    # Widths that PyTorch's int() and our round() see differently, and what few models have.
+    "nepa_odd": (
+        "nepa",
+        NEPA | dict(mlp_ratio=2.67, image_size=(6, 12), qk_norm_affine=True, qk_norm_bias=True),
+        None,
+    ),
+    "mae_odd": (
+        "mae",
+        dict(mlp_ratio=2.67, in_channels=1, pixel_mean=(0.4,), pixel_std=(0.2,)),
+        OBJECTIVES["mae"] | dict(decoder_mlp_ratio=2.67),
+    ),
     "nepa_class": ("nepa", NEPA, HEADS["mean"]),
     "mae": ("mae", {}, None),
     "mae_other": (

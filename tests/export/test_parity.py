@@ -26,7 +26,8 @@ TRANSFORMERS = [
 TIMM = [
     ("timm", "mae", True), ("timm", "vit_cls", False), ("timm", "vit_mean", False),
     ("mae", "mae", False), ("mae", "mae_eps", False), ("timm", "vit_no_bias", False),
-    ("timm_eva", "nepa_no_bias", True),
+    ("timm_eva", "nepa_no_bias", True), ("timm_eva", "nepa_odd", True),
+    ("timm", "mae_odd", True), ("mae", "mae_odd", False), ("big_vision", "mae_odd", True),
     ("timm_eva", "nepa", True), ("timm_eva", "nepa_affine", True), ("big_vision", "mae", True),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from nepa_jax.config import flat_keys
 from nepa_jax.export.card import LOADING
 from nepa_jax.export.folder import encoder_alone
 from nepa_jax.formats.config_tables import CONFIG_TABLES
-from nepa_jax.formats.configs import export_config, import_config
+from nepa_jax.formats.configs import export_config, floored_ratio, import_config
 from nepa_jax.formats.convert import array_shapes, entries
 from nepa_jax.formats.tables import FORMATS
 
@@ -108,6 +108,36 @@ def test_big_vision_adds_the_class_tokens_position_to_the_token(kit):
 def test_a_model_that_a_format_cannot_hold_is_refused(kit, name, variant, told):
     with pytest.raises(UserError, match=told):
         export_config(kit.make_config(variant), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "key", "value"),
+    [
+        ("timm", "vit_cls", "model.posemb", "none"), ("big_vision", "vit_cls", "model.posemb", "none"),
+        ("vit", "vit_cls", "model.posemb", "none"), ("nepa", "nepa", "model.rope_base", None),
+        ("nepa", "nepa_class", "objective.pool", "cls"),
+    ],
+)  # fmt: skip
+def test_what_a_library_cannot_build_is_refused(kit, name, variant, key, value):
+    config = kit.make_config(variant)
+    section, _, leaf = key.partition(".")
+    config[section][leaf] = value
+    with pytest.raises(UserError, match=f"{key} = {value}: format '{name}' can only hold others"):
+        export_config(config, name)
+
+
+def test_one_ratio_must_do_for_both_mlps_of_the_official_mae(kit):
+    config = kit.make_config("mae_odd")
+    assert export_config(config, "mae")["architectures"] == ["mae"]
+    config.objective.decoder_embed_dim = 100  # 2.67 makes 267 units, 43 / 16 makes 268
+    with pytest.raises(UserError, match=r"decoder_mlp_dim = 267: .* can only hold 268"):
+        export_config(config, "mae")
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 49, 196, 1408])
+def test_a_ratio_that_is_rounded_down_makes_the_same_mlp(width):
+    for ratio in (0.6, 1.5, 8 / 3, 2.67, 1 / 49, 4.0, 6144 / 1408):
+        assert int(width * floored_ratio(ratio, width)) == round(width * ratio)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""What a step needs, by formula: exact for the state, by tracing the loss for activations; no compiler.
+
+Per device, with n images of a microbatch on it:
+
+    state         parameters, optimizer, average, the objective's extra: shapes and shardings
+    gradients     float32, as the parameters lie; twice under accumulation
+    activations   n · (what the traced backward pass keeps for an image) and, where a layer is computed
+                  again, n · (what it would keep without) / model.depth
+
+    time of a step   the longer of  products: model FLOPs (4/3 of them under full remat) at the chip's peak
+                     and  memory: state and gradients read and written once, and all that the traced
+                     backward pass would keep without remat written once and read twice
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from ml_collections import ConfigDict
+
+from nepa_jax.mesh import mesh_shape
+from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.plan.chips import GIB, Topology
+from nepa_jax.step import TrainState, abstract_batch, abstract_state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be expected of a step on a topology."""
+
+    topology: str
+    by: str  # "compiler" or "formula"
+    fits: bool
+    hbm_gib: float  # of each device
+    hbm_limit_gib: float
+    memory_gib: dict[str, float]  # the same by kind
+    program_flops: float | None  # of a step, all devices; None where no program was made
+    model_flops: float
+    est_step_ms: float | None
+    est_mfu: float | None
+    collectives: dict[str, dict[str, float]] = field(default_factory=dict)  # count, bytes, min_ms
+    compile_s: float | None = None
+    compile_cpu_s: float | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)  # other than the config's own
+    where: dict[str, dict[str, float]] | None = None
+
+
+def device_bytes(tree: Any) -> int:
+    """What each device holds of arrays with shapes, dtypes and shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def state_bytes(state: TrainState) -> dict[str, int]:
+    """What each device holds of a state, by kind."""
+    parts = dict(
+        parameters=state.model, optimizer=state.opt_state, average=state.ema, extra=state.extra
+    )
+    return {name: device_bytes(part) for name, part in parts.items()}
+
+
+def memory_bytes(config: ConfigDict, objective: Objective, state: TrainState) -> dict[str, int]:
+    """What each device needs for a step, by kind.
+
+    Args:
+        config: resolved.
+        state: abstract, of this config.
+    """
+    mesh = state.step.sharding.mesh
+    images = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    accum = config.optim.accum_steps
+    kept = kept_bytes(config, objective, state)
+    if config.run.remat != "none":
+        kept += unchecked_bytes(config, objective, mesh) // config.model.depth
+    found = state_bytes(state)
+    gradients = found["parameters"] * (2 if accum > 1 else 1)
+    return found | {"gradients": gradients, "activations": images // accum * kept}
+
+
+def kept_bytes(config: ConfigDict, objective: Objective, state: TrainState) -> int:
+    """What the backward pass keeps for one image: what a second image adds in the traced loss."""
+
+    def kept(images: int) -> int:
+        batch = abstract_batch(config, True, state.step.sharding.mesh)
+        rows = {n: jax.ShapeDtypeStruct((images, *b.shape[1:]), b.dtype) for n, b in batch.items()}
+        whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        key = jax.random.key(0)
+
+        def backward(model: Any, extra: Any, rows: Any) -> Any:
+            loss = lambda model: objective.loss(model, extra, rows, key)  # noqa: E731
+            return jax.vjp(loss, model, has_aux=True)[1]
+
+        return _bytes(jax.tree.leaves(jax.eval_shape(backward, whole.model, whole.extra, rows)))
+
+    return kept(2) - kept(1)
+
+
+def unchecked_bytes(config: ConfigDict, objective: Objective, mesh: Mesh | AbstractMesh) -> int:
+    """The same without remat."""
+    plain = ConfigDict(config.to_dict())
+    plain.run.remat = "none"
+    return kept_bytes(plain, objective, abstract_state(plain, objective, mesh))
+
+
+def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def abstract_mesh(config: ConfigDict, num_devices: int) -> AbstractMesh:
+    """The mesh of devices that are not here.
+
+    Raises:
+        UserError: as ``mesh.mesh_shape``.
+    """
+    sides = mesh_shape(config, num_devices)
+    auto = (AxisType.Auto,) * len(sides)
+    return AbstractMesh(tuple(sides.values()), tuple(sides), axis_types=auto)
+
+
+def estimate(config: ConfigDict, topology: Topology) -> Plan:
+    """A plan by formula.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        UserError: the mesh does not fit the topology, or the batch the mesh.
+    """
+    chip, objective = topology.chip, load_objective(config.objective.name)
+    mesh = abstract_mesh(config, topology.num_devices)
+    state = abstract_state(config, objective, mesh)
+    memory = memory_bytes(config, objective, state)
+    needed = sum(memory.values()) / GIB
+    flops = objective.describe(config).flops * config.data.batch_size
+    repeated = 4 / 3 if config.run.remat == "full" else 1.0
+    compute_s = flops * repeated / (topology.num_devices * chip.peak_flops)
+    images = config.data.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
+    traffic = 2 * (sum(state_bytes(state).values()) + memory["gradients"])
+    traffic += 3 * images * unchecked_bytes(config, objective, mesh)
+    step_s = max(compute_s, traffic / chip.hbm_bytes_per_s)
+    return Plan(
+        topology=topology.name,
+        by="formula",
+        fits=needed <= chip.hbm_gib,
+        hbm_gib=needed,
+        hbm_limit_gib=chip.hbm_gib,
+        memory_gib={name: size / GIB for name, size in memory.items()},
+        program_flops=None,
+        model_flops=flops,
+        est_step_ms=1e3 * step_s,
+        est_mfu=flops / step_s / (topology.num_devices * chip.peak_flops),
+    )

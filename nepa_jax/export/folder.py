@@ -3,9 +3,8 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 from ml_collections import ConfigDict
@@ -34,12 +33,9 @@ MAX_PATCHES = 1 << 16  # of an image: 4096 px at a patch side of 16
 TORCH_MODEL = Path(__file__).parent / "torch_model"
 
 
-@dataclass(frozen=True)
-class ExportReport:
+class ExportReport(NamedTuple):
     """What was written, and under which names."""
 
-    out: str
-    format: str
     files: list[str]
     names: Fit
     provenance: Mapping[str, str]
@@ -90,7 +86,7 @@ def export(
         metrics = metrics_at(path, weights.step)
         written = put(out, lambda folder: _write_folder(
             folder, model, table, config, theirs, provenance, metrics))  # fmt: skip
-        return ExportReport(out, name, written, names_of(model, table), provenance)
+        return ExportReport(written, names_of(model, table), provenance)
 
     return newest_sound(find_checkpoints(path, step), written_from)
 

@@ -1,8 +1,8 @@
 """From other libraries' weights to a workdir that fine-tuning and evaluation start from."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from flax import nnx
 from ml_collections import ConfigDict
@@ -16,13 +16,9 @@ from nepa_jax.formats.reading import read_model
 from nepa_jax.formats.sources import FILES_SAY, Choices, Source, open_source
 
 
-@dataclass(frozen=True)
-class ImportReport:
-    """What was imported, from where to where."""
+class ImportReport(NamedTuple):
+    """What was imported."""
 
-    source: str
-    format: str
-    workdir: str
     names: Fit
     config: ConfigDict
 
@@ -55,7 +51,7 @@ def import_checkpoint(
     source = open_source(path, name, choices)
     model, names = read_model(source, allow_partial)
     _save(source, model, workdir)
-    return ImportReport(str(source.path), name, workdir, names, source.config)
+    return ImportReport(names, source.config)
 
 
 def _save(source: Source, model: nnx.Module, workdir: str) -> None:

@@ -26,7 +26,6 @@ NUM_IMAGES = 2
 class ParityReport:
     """The largest difference of each hidden state, in float32."""
 
-    format: str
     library: str
     differences: dict[str, float]
 
@@ -83,7 +82,7 @@ def check(out: str, path: str | None = None, objective: str | None = None) -> Pa
         for layer, state in theirs.items()
         if layer in states
     }
-    return ParityReport(table.name, table.library, differences)
+    return ParityReport(table.library, differences)
 
 
 def _exported(path: str, metadata: Mapping[str, str], objective: str | None) -> Loaded:

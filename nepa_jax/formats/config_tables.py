@@ -94,6 +94,11 @@ _NO_DROPOUT = {
 }
 _POSITIONS = (("none", False), ("learned", True), ("sincos", True))
 _ENCODER = {"objective.name": encoder.NAME, "objective.causal": False}
+_BY_CLASS, _BY_MEAN = (
+    {"objective.name": SUPERVISED, "objective.pool": pool, "objective.causal": False}
+    for pool in ("cls", "mean")
+)
+_ROTARY = {"model.rope_base": Not(None)}
 
 NEPA_CONFIG = ConfigTable(
     recipe="nepa.py",
@@ -113,17 +118,16 @@ NEPA_CONFIG = ConfigTable(
         Key("model.posemb", "absolute_positions", _POSITIONS, False),
     ),
     tasks=(
-        Task("ViTNepaForPreTraining", {"objective.name": NEPA, "model.rope_base": Not(None)},
+        Task("ViTNepaForPreTraining", {"objective.name": NEPA, **_ROTARY},
              (Key("objective.causal", "is_causal", default=True),),
              {"add_pooling_layer": True}),
-        Task("ViTNepaForImageClassification", {
-            "objective.name": SUPERVISED, "objective.pool": Not("cls"), "model.rope_base": Not(None),
-        }, (
+        Task("ViTNepaForImageClassification",
+             {"objective.name": SUPERVISED, "objective.pool": Not("cls"), **_ROTARY}, (
             Key("objective.num_classes", "num_labels"),
             Key("objective.causal", "is_causal"),
             Key("objective.pool", "add_pooling_layer", (("mean", True), ("last", False))),
         )),
-        Task("ViTNepaModel", {"objective.name": encoder.NAME, "model.rope_base": Not(None)},
+        Task("ViTNepaModel", {"objective.name": encoder.NAME, **_ROTARY},
              (Key("objective.causal", "is_causal"),)),
     ),
     ours={"model.final_norm": True},
@@ -153,9 +157,7 @@ VIT_CONFIG = ConfigTable(
     recipe="mae.py",
     keys=_SIZES,
     tasks=(
-        Task("ViTForImageClassification",
-             {"objective.name": SUPERVISED, "objective.pool": "cls", "objective.causal": False},
-             (Key("objective.num_classes", "num_labels"),)),
+        Task("ViTForImageClassification", _BY_CLASS, (Key("objective.num_classes", "num_labels"),)),
         Task("ViTModel", _ENCODER),
     ),
     ours={"model.final_norm": True, **_NO_NEPA_PARTS},
@@ -180,13 +182,9 @@ TIMM_CONFIG = ConfigTable(
     tasks=(
         Task("vit_base_patch16_224", {**_ENCODER, "model.final_norm": True},
              theirs={"num_classes": 0, "global_pool": "token"}),
-        Task("vit_base_patch16_224",
-             {"objective.name": SUPERVISED, "objective.pool": "mean", "objective.causal": False,
-              "model.final_norm": False},
+        Task("vit_base_patch16_224", {**_BY_MEAN, "model.final_norm": False},
              (Key("objective.num_classes", "num_classes"),), {"global_pool": "avg"}),
-        Task("vit_base_patch16_224",
-             {"objective.name": SUPERVISED, "objective.pool": "cls", "objective.causal": False,
-              "model.final_norm": True},
+        Task("vit_base_patch16_224", {**_BY_CLASS, "model.final_norm": True},
              (Key("objective.num_classes", "num_classes"),), {"global_pool": "token"}),
     ),
     ours={
@@ -205,10 +203,7 @@ TIMM_EVA_CONFIG = ConfigTable(
         Key("model.rope_rescale", "rope_rescale_coords", ((1.0, None),), default=None),
     ),
     tasks=(Task("eva02_base_patch14_224", {"objective.name": encoder.NAME}),),
-    ours={
-        "model.mlp": "gelu", "model.posemb": "none", "model.final_norm": True,
-        "model.rope_base": Not(None),
-    },
+    ours={"model.mlp": "gelu", "model.posemb": "none", "model.final_norm": True, **_ROTARY},
     theirs={
         "attn_type": "rope", "rope_type": "dinov3", "rope_rotate_half": True,
         "use_rot_pos_emb": True, "use_abs_pos_emb": False, "ref_feat_shape": None,
@@ -228,10 +223,8 @@ MAE_CONFIG = ConfigTable(
     tasks=(
         Task("mae", {"objective.name": MAE, "objective.decoder_mlp_ratio": Same("model.mlp_ratio"),
                      "objective.decoder_mlp_dim": Same("objective.floored_mlp_dim")}),
-        Task("vit", {"objective.name": SUPERVISED, "objective.pool": "mean",
-                     "objective.causal": False, "model.final_norm": False}),
-        Task("vit", {"objective.name": SUPERVISED, "objective.pool": "cls",
-                     "objective.causal": False, "model.final_norm": True}),
+        Task("vit", {**_BY_MEAN, "model.final_norm": False}),
+        Task("vit", {**_BY_CLASS, "model.final_norm": True}),
         Task("vit", _ENCODER),
     ),
     ours={**_NO_NEPA_PARTS, "model.qkv_bias": True},
@@ -242,21 +235,12 @@ BIG_VISION_CONFIG = ConfigTable(
     recipe="mae.py",
     by_shape=True,
     keys=(),
-    tasks=(
-        Task(
-            "vit",
-            {"objective.name": SUPERVISED, "objective.pool": "cls", "objective.causal": False},
-        ),
-        Task("vit", _ENCODER),
-    ),
+    tasks=(Task("vit", _BY_CLASS), Task("vit", _ENCODER)),
     ours={
-        **_NO_NEPA_PARTS,
-        "model.qkv_bias": True,
-        "model.final_norm": True,
-        "model.norm_eps": 1e-6,
+        **_NO_NEPA_PARTS, "model.qkv_bias": True, "model.final_norm": True, "model.norm_eps": 1e-6,
     },
     assumed={"model.pixel_mean": (0.5,) * 3, "model.pixel_std": (0.5,) * 3},
-)
+)  # fmt: skip
 
 CONFIG_TABLES: dict[str, ConfigTable] = {
     "nepa": NEPA_CONFIG, "mae": MAE_CONFIG, "vit_mae": VIT_MAE_CONFIG, "vit": VIT_CONFIG,

@@ -60,12 +60,12 @@ def test_a_resized_export_fits_its_library(torch, workdir, tmp_path):
 
 
 def test_a_difference_fails(capsys):
-    report = parity.ParityReport("nepa", "transformers", {"embedding": 1e-6, "layer 1": 2e-4})
+    report = parity.ParityReport("transformers", {"embedding": 1e-6, "layer 1": 2e-4})
     print_parity(report)
     assert "NOT equal" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"layer 1 differs by 2\.00e-04"):
         report.require_equal()
-    assert not parity.ParityReport("nepa", "transformers", {"norm": float("nan")}).equal
+    assert not parity.ParityReport("transformers", {"norm": float("nan")}).equal
 
 
 @pytest.mark.parametrize("variant", ["mae", "mae_other"])

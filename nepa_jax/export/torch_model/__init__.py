@@ -1,1 +1,1 @@
-"""What needs PyTorch: the model shipped in exported folders, and what reads and runs files."""
+"""What needs PyTorch: the model shipped in exported folders, and what runs them."""

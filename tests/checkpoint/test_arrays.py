@@ -12,7 +12,13 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nepa_jax.base.lazy import LazyArray
-from nepa_jax.checkpoint.arrays import MIN_PIECE_BYTES, array_handler, open_part, save_arrays
+from nepa_jax.checkpoint.arrays import (
+    MIN_PIECE_BYTES,
+    array_handler,
+    onto_devices,
+    open_part,
+    save_arrays,
+)
 from nepa_jax.checkpoint.meta import Damaged, LeafMeta, described
 
 LAYERS = 6
@@ -59,6 +65,21 @@ def test_so_it_does_where_several_devices_wrote_it(tmp_path, axis):
     array = opened(path, "wide", described({"wide": wide})["wide"])
     assert array.rows_together == 1
     np.testing.assert_array_equal(np.asarray(array), wide)
+
+
+@pytest.mark.parametrize("spec", [(), ("x",), (None, "y"), ("y", "x"), (None, ("x", "y"))])
+def test_each_device_gets_its_own_part(folder, spec):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
+    names = {"stack": PartitionSpec(*spec), "vector": PartitionSpec("y"), "mask": PartitionSpec()}
+    wanted = {
+        name: jax.ShapeDtypeStruct(ARRAYS[name].shape, ARRAYS[name].dtype, sharding=NamedSharding(mesh, where))
+        for name, where in names.items()
+    }  # fmt: skip
+    saved = {name: described(ARRAYS)[name] for name in names}
+    found = onto_devices(open_part(folder, "model", saved), wanted)
+    for name, array in found.items():
+        assert array.sharding == wanted[name].sharding
+        np.testing.assert_array_equal(array, ARRAYS[name], err_msg=name)
 
 
 def test_rows_are_read_in_any_order_by_several_threads_and_again(folder):

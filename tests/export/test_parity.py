@@ -1,6 +1,7 @@
 """Exported models in the libraries they are for: every hidden state to 1e-4 in float32."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import golden
 import jax
@@ -66,6 +67,25 @@ def test_a_difference_fails(capsys):
     with pytest.raises(UserError, match=r"layer 1 differs by 2\.00e-04"):
         report.require_equal()
     assert not parity.ParityReport("transformers", {"norm": float("nan")}).equal
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("no torch", name="torch"), "torch is not installed"),
+        (ModuleNotFoundError("Could not import module 'ViTModel'"), "timm does not work here"),
+    ],
+)
+def test_a_library_that_is_not_there_or_does_not_work_is_told(
+    workdir, tmp_path, monkeypatch, error, told
+):
+    def fails(name):
+        raise error
+
+    export(workdir("mae"), "timm", str(tmp_path / "out"), encoder_only=True)
+    monkeypatch.setattr(parity, "importlib", SimpleNamespace(import_module=fails))
+    with pytest.raises(UserError, match=told):
+        parity.check(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("variant", ["mae", "mae_other"])

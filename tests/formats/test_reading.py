@@ -111,6 +111,13 @@ def test_a_container_of_another_float(arrays, tmp_path, file, dtype):
 
 
 @pytest.mark.trial
+def test_a_pth_where_pytorch_is_not_installed_is_one_line(arrays, tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(tmp_path / "w.pth", "reading .pth files needs PyTorch; pip install torch")
+
+
+@pytest.mark.trial
 def test_arrays_in_the_order_of_fortran(arrays, tmp_path):
     np.savez(tmp_path / "w.npz", **{k: np.asfortranarray(v) for k, v in arrays.items()})
     save_file(arrays, tmp_path / "w.safetensors")

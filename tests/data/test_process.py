@@ -25,22 +25,27 @@ def settings() -> tuple:
     return cv2.getNumThreads(), limits, [*warnings.filters]
 
 
-def finish() -> None:
-    """Threads of a loader that is closed finish the batch that they are at."""
-    deadline = time.monotonic() + 10
-    while any(thread.name.startswith("decode") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        gc.collect()
-        time.sleep(0.05)
-
-
 @pytest.fixture(autouse=True)
 def two_threads():
-    finish()
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
     yield
     cv2.setNumThreads(before)
+
+
+@pytest.fixture
+def finish():
+    """Waits for the threads of a closed loader, which finish the batch that they are at."""
+    others = set(threading.enumerate())
+
+    def wait() -> None:
+        deadline = time.monotonic() + 30
+        while any(t.name.startswith("decode") for t in {*threading.enumerate()} - others):
+            assert time.monotonic() < deadline
+            gc.collect()
+            time.sleep(0.05)
+
+    return wait
 
 
 def loader(path, num_workers=0):
@@ -48,7 +53,7 @@ def loader(path, num_workers=0):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_loader_puts_back_what_it_sets(prepared, num_workers):
+def test_a_loader_puts_back_what_it_sets(prepared, num_workers, finish):
     before = settings()
     with loader(prepared, num_workers) as batches:
         batches.batch(0)
@@ -57,7 +62,7 @@ def test_a_loader_puts_back_what_it_sets(prepared, num_workers):
     assert settings() == before
 
 
-def test_of_two_loaders_the_last_one_puts_back(prepared):
+def test_of_two_loaders_the_last_one_puts_back(prepared, finish):
     before = settings()
     first, second = loader(prepared), loader(prepared)
     first.batch(0)

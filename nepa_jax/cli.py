@@ -308,6 +308,27 @@ def embed(args: Namespace) -> None:
 
 
 @verb(
+    VERBS, "plan", "what a step needs on TPUs that are not here: memory, FLOPs, time; does it fit",
+    "--config=configs/nepa.py:L/14 --config.data.batch_size=4096 --topology=v5e:16x16",
+    CONFIG,
+    option("--topology", action="append", required=True,
+           help="such as v5e:16x16, v5p:4x4x8 (v4, v5e, v5p, v6e, tpu7x); several times: each"),
+    option("--where", action="store_true", help="time by part of the model, forward and backward"),
+    option("--search", action="store_true", help="the best of mesh, remat and microbatches"),
+    option("--hours", action="store_true", help="hours and chip-hours of the whole run"),
+    option("--chips", type=whole(1, 1_000_000), help="--hours: on so many (default: the topology's)"),
+    option("--price", type=float, help="--hours: of a chip for an hour, for the cost"),
+    JSON,
+)  # fmt: skip
+def plan(args: Namespace) -> None:
+    config = config_of(args)
+    from nepa_jax.plan.verb import Asked, print_plans
+
+    asked = Asked(args.where, args.search, args.hours, args.chips, args.price)
+    print_plans(config, args.topology, asked, as_json=args.json)
+
+
+@verb(
     VERBS, "bench", "measure the step, the input pipeline, both together, or saving",
     "step --config=configs/nepa.py:S/16 --config.data.batch_size=16",
     option("what", choices=("step", "data", "e2e", "checkpoint", "export")),

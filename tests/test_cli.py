@@ -83,7 +83,8 @@ def test_unknown_arguments_are_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    "verb", [["demo"], ["data", "prepare"], ["pretrain"], ["import"], ["export"], ["bench"]]
+    "verb",
+    [["demo"], ["data", "prepare"], ["pretrain"], ["import"], ["export"], ["plan"], ["bench"]],
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:

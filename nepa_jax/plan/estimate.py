@@ -7,9 +7,13 @@ Per device, with n images of a microbatch on it:
     activations   n · (what the traced backward pass keeps for an image) and, where a layer is computed
                   again, n · (what it would keep without) / model.depth
 
-    time of a step   the longer of  products: model FLOPs (4/3 of them under full remat) at the chip's peak
-                     and  memory: state and gradients read and written once, and all that the traced
-                     backward pass would keep without remat written once and read twice
+    time of a step   the longest of
+        products   model FLOPs, 4/3 of them under full remat, at the chip's peak
+        memory     state and gradients read and written once, what the traced backward pass would keep
+                   without remat written once and read twice, the weights in bfloat16 read three times
+                   a microbatch
+        links      eight bytes for every parameter: a gradient reduced; or, with fsdp, weights gathered
+                   twice in bfloat16 and a gradient scattered, for each microbatch
 """
 
 import math
@@ -44,7 +48,7 @@ class Plan:
     collectives: dict[str, dict[str, float]] = field(default_factory=dict)  # count, bytes, min_ms
     compile_s: float | None = None
     compile_cpu_s: float | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)  # other than the config's own
+    overrides: list[str] = field(default_factory=list)  # options to add, to paste
     where: dict[str, dict[str, float]] | None = None
 
 
@@ -137,12 +141,7 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
     memory = memory_bytes(config, objective, state)
     needed = sum(memory.values()) / GIB
     flops = objective.describe(config).flops * config.data.batch_size
-    repeated = 4 / 3 if config.run.remat == "full" else 1.0
-    compute_s = flops * repeated / (topology.num_devices * chip.peak_flops)
-    images = config.data.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
-    traffic = 2 * (sum(state_bytes(state).values()) + memory["gradients"])
-    traffic += 3 * images * unchecked_bytes(config, objective, mesh)
-    step_s = max(compute_s, traffic / chip.hbm_bytes_per_s)
+    step_s = _step_s(config, objective, state, topology, flops)
     return Plan(
         topology=topology.name,
         by="formula",
@@ -155,3 +154,19 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
         est_step_ms=1e3 * step_s,
         est_mfu=flops / step_s / (topology.num_devices * chip.peak_flops),
     )
+
+
+def _step_s(
+    config: ConfigDict, objective: Objective, state: TrainState, topology: Topology, flops: float
+) -> float:
+    """Seconds of a step, at least."""
+    chip, mesh, accum = topology.chip, state.step.sharding.mesh, config.optim.accum_steps
+    repeated = 4 / 3 if config.run.remat == "full" else 1.0
+    products_s = flops * repeated / (topology.num_devices * chip.peak_flops)
+    images = config.data.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
+    weights = _bytes(jax.tree.leaves(state.model)) / mesh.shape["tensor"]  # float32
+    held = state_bytes(state)
+    traffic = 2 * (sum(held.values()) + held["parameters"]) + 1.5 * accum * weights
+    traffic += 3 * images * unchecked_bytes(config, objective, mesh)
+    links = 2 * weights * (accum if mesh.shape["fsdp"] > 1 else 1)
+    return max(products_s, traffic / chip.hbm_bytes_per_s, links / chip.link_bytes_per_s)

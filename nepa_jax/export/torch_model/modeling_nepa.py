@@ -49,17 +49,15 @@ def patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
 def move_coordinates(coordinates: Tensor, config: ViTNepaConfig) -> Tensor:
     """One random shift, jitter (per axis) and rescaling for the whole batch, as in training."""
 
-    def log_uniform(bound: float, size: int) -> Tensor:
-        return bound ** (2 * torch.rand(size, device=coordinates.device) - 1)
+    def uniform(size: int) -> Tensor:
+        return 2 * torch.rand(size, device=coordinates.device) - 1
 
     if config.pos_embed_shift is not None:
-        coordinates = coordinates + config.pos_embed_shift * (
-            2 * torch.rand(2, device=coordinates.device) - 1
-        )
+        coordinates = coordinates + config.pos_embed_shift * uniform(2)
     if config.pos_embed_jitter is not None:
-        coordinates = coordinates * log_uniform(config.pos_embed_jitter, 2)
+        coordinates = coordinates * config.pos_embed_jitter ** uniform(2)
     if config.pos_embed_rescale is not None:
-        coordinates = coordinates * log_uniform(config.pos_embed_rescale, 1)
+        coordinates = coordinates * config.pos_embed_rescale ** uniform(1)
     return coordinates
 
 
@@ -116,22 +114,16 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ViTNepaConfig) -> None:
         super().__init__()
-        dim, self.heads, self.causal = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.is_causal,
-        )
+        dim, self.causal = config.hidden_size, config.is_causal
+        self.heads = config.num_attention_heads
         self.query, self.key, self.value = (
             nn.Linear(dim, dim, bias=config.qkv_bias) for _ in range(3)
         )
         self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
         if config.qk_norm:
-            options = dict(
-                eps=config.layer_norm_eps, elementwise_affine=config.qk_norm_affine,
-                bias=config.qk_norm_bias,
-            )  # fmt: skip
-            self.q_norm = nn.LayerNorm(dim // self.heads, **options)
-            self.k_norm = nn.LayerNorm(dim // self.heads, **options)
+            options = config.layer_norm_eps, config.qk_norm_affine, config.qk_norm_bias
+            self.q_norm = nn.LayerNorm(dim // self.heads, *options)
+            self.k_norm = nn.LayerNorm(dim // self.heads, *options)
 
     def forward(self, x: Tensor, table: Rotary) -> Tensor:
         query, key, value = (
@@ -238,9 +230,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ViTNepaConfig) -> None:
         super().__init__()
-        rates = torch.linspace(
-            0, config.drop_path_prob, config.num_hidden_layers, device="cpu"
-        ).tolist()
+        depth = config.num_hidden_layers
+        rates = torch.linspace(0, config.drop_path_prob, depth, device="cpu").tolist()
         self.layer = nn.ModuleList([Layer(config, rate) for rate in rates])
 
     def forward(self, x: Tensor, table: Rotary) -> list[Tensor]:
@@ -265,17 +256,15 @@ class ViTNepaPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             nn.init.ones_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             nn.init.constant_(module.lambda1, self.config.layerscale_value)
         elif isinstance(module, Embeddings):
             for token in module.parameters(recurse=False):
                 nn.init.normal_(token, std=std)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
 
 
 class ViTNepaModel(ViTNepaPreTrainedModel):
@@ -305,14 +294,12 @@ class ViTNepaModel(ViTNepaPreTrainedModel):
 
     def rotary_table(self, images: Tensor) -> Rotary:
         config, patch = self.config, self.config.patch_size
-        coordinates = patch_coordinates(
-            images.shape[2] // patch, images.shape[3] // patch, images.device
-        )
+        rows, columns = (side // patch for side in images.shape[2:])
+        coordinates = patch_coordinates(rows, columns, images.device)
         if self.training:
             coordinates = move_coordinates(coordinates, config)
-        return rotary_table(
-            coordinates, config.hidden_size // config.num_attention_heads, config.rope_theta
-        )
+        head_dim = config.hidden_size // config.num_attention_heads
+        return rotary_table(coordinates, head_dim, config.rope_theta)
 
 
 class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
@@ -352,12 +339,8 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
     ) -> ImageClassifierOutput:
         """``labels`` int64 [B] adds the mean cross-entropy as ``loss``."""
         output = self.vit_nepa(pixel_values, output_hidden_states)
-        tokens = output.last_hidden_state
-        pooled = (
-            self.fc_norm(tokens[:, 1:].mean(dim=1))
-            if self.config.add_pooling_layer
-            else tokens[:, -1]
-        )
+        tokens, mean = output.last_hidden_state, self.config.add_pooling_layer
+        pooled = self.fc_norm(tokens[:, 1:].mean(dim=1)) if mean else tokens[:, -1]
         logits = self.classifier(pooled)
         return ImageClassifierOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),

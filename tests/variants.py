@@ -61,6 +61,7 @@ VARIANTS = {
         dict(norm_eps=1e-3, mlp_ratio=2.0),
         OBJECTIVES["mae"] | dict(decoder_mlp_ratio=2.0),
     ),
+    "vit_narrow": ("mae", dict(posemb="learned", embed_dim=18), HEADS["cls"]),
     "vit_no_bias": ("mae", dict(posemb="learned", qkv_bias=False), HEADS["cls"]),
     "vit_cls": ("mae", dict(posemb="learned"), HEADS["cls"]),
     "vit_mean": ("mae", dict(final_norm=False), HEADS["mean"]),

@@ -92,7 +92,8 @@ _NO_DROPOUT = {
     "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.02,
 }
-_POSITIONS = (("none", False), ("learned", True), ("sincos", True))
+# Of two that are one there the first is taken: the values of a sine-cosine table tell what it is.
+_POSITIONS = (("none", False), ("sincos", True), ("learned", True))
 _ENCODER = {"objective.name": encoder.NAME, "objective.causal": False}
 _BY_CLASS, _BY_MEAN = (
     {"objective.name": SUPERVISED, "objective.pool": pool, "objective.causal": False}

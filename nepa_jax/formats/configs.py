@@ -237,5 +237,8 @@ def run_config(table: ConfigTable, values: Mapping[str, Any], source: str) -> Co
             section, _, name = key.partition(".")
             config[section][name] = value
         config.optim.ema_decay = None
+        width = config.model.embed_dim
+        if config.model.posemb == "sincos" and isinstance(width, int) and width % 4:
+            config.model.posemb = "learned"  # no sine-cosine table is that wide
     # ImageNet-1k's size, for durations in epochs
     return resolve(config, num_examples=1_281_167, platform="cpu")

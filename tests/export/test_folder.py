@@ -29,7 +29,7 @@ WAYS = [
     ("mae", "mae", False), ("mae", "mae", True), ("vit_mae", "mae", False),
     ("vit", "vit_cls", False), ("timm", "vit_mean", False),
     ("timm_eva", "nepa_affine", True), ("big_vision", "mae", True),
-    ("timm_eva", "nepa_odd", True), ("timm", "mae_odd", True),
+    ("timm_eva", "nepa_odd", True), ("timm", "mae_odd", True), ("vit", "vit_narrow", False),
 ]  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def import_graph() -> Graph:
 
 # The picture
 
-WIDTH, BOX, GAP, LINE = 860, 158, 18, 13
+WIDTH, BOX, GAP, LINE = 720, 158, 18, 13
 
 
 def room_graph() -> dict[str, set[str]]:

@@ -33,6 +33,7 @@ ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # the time that compiling takes is told
     "XLA_FLAGS": "",
 }
 
@@ -171,11 +172,12 @@ def _needed_gib(error: str) -> float | None:
 
 
 def _collectives(program: hlo.Program, chip: Chip) -> dict[str, dict[str, float]]:
-    """By kind: how many a step runs, their bytes, and the ms that the links need at least."""
+    """By kind: how many a step runs, bytes of all and of the largest, ms that the links need at least."""
     return {
         kind: dict(
             count=moved.count,
             bytes=moved.bytes,
+            largest=moved.largest,
             min_ms=1e3 * moved.received / chip.link_bytes_per_s,
         )
         for kind, moved in hlo.collectives(program).items()

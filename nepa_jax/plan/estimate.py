@@ -19,14 +19,16 @@ Per device, with n images of a microbatch on it:
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
+from nepa_jax import config as configs
 from nepa_jax.mesh import mesh_shape
-from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import GIB, Topology
 from nepa_jax.step import TrainState, abstract_batch, abstract_state
 
@@ -68,7 +70,7 @@ def state_bytes(state: TrainState) -> dict[str, int]:
     return {name: device_bytes(part) for name, part in parts.items()}
 
 
-def memory_bytes(config: ConfigDict, objective: Objective, state: TrainState) -> dict[str, int]:
+def memory_bytes(config: ConfigDict, state: TrainState) -> dict[str, int]:
     """What each device needs for a step, by kind.
 
     Args:
@@ -78,37 +80,37 @@ def memory_bytes(config: ConfigDict, objective: Objective, state: TrainState) ->
     mesh = state.step.sharding.mesh
     images = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     accum = config.optim.accum_steps
-    kept = kept_bytes(config, objective, state)
+    kept = kept_bytes(config, config.run.remat)
     if config.run.remat != "none":
-        kept += unchecked_bytes(config, objective, mesh) // config.model.depth
+        kept += kept_bytes(config, "none") // config.model.depth
     found = state_bytes(state)
     gradients = found["parameters"] * (2 if accum > 1 else 1)
     return found | {"gradients": gradients, "activations": images // accum * kept}
 
 
-def kept_bytes(config: ConfigDict, objective: Objective, state: TrainState) -> int:
+def kept_bytes(config: ConfigDict, remat: str) -> int:
     """What the backward pass keeps for one image: what a second image adds in the traced loss."""
-
-    def kept(images: int) -> int:
-        batch = abstract_batch(config, True, state.step.sharding.mesh)
-        rows = {n: jax.ShapeDtypeStruct((images, *b.shape[1:]), b.dtype) for n, b in batch.items()}
-        whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        key = jax.random.key(0)
-
-        def backward(model: Any, extra: Any, rows: Any) -> Any:
-            loss = lambda model: objective.loss(model, extra, rows, key)  # noqa: E731
-            return jax.vjp(loss, model, has_aux=True)[1]
-
-        return _bytes(jax.tree.leaves(jax.eval_shape(backward, whole.model, whole.extra, rows)))
-
-    return kept(2) - kept(1)
+    alone = ConfigDict(config.to_dict())  # with nothing in it that makes no difference to one image
+    alone.run.remat, alone.optim.accum_steps = remat, 1
+    alone.mesh = dict(data=1, fsdp=1, tensor=1)
+    kept = []
+    for images in (1, 2):
+        alone.data.batch_size = images
+        kept.append(_kept_bytes(configs.to_json(alone)))
+    return kept[1] - kept[0]
 
 
-def unchecked_bytes(config: ConfigDict, objective: Objective, mesh: Mesh | AbstractMesh) -> int:
-    """The same without remat."""
-    plain = ConfigDict(config.to_dict())
-    plain.run.remat = "none"
-    return kept_bytes(plain, objective, abstract_state(plain, objective, mesh))
+@cache
+def _kept_bytes(text: str) -> int:
+    config = configs.from_json(text)
+    objective = load_objective(config.objective.name)
+    mesh, key = abstract_mesh(config, 1), jax.random.key(0)
+    state, batch = abstract_state(config, objective, mesh), abstract_batch(config, True, mesh)
+
+    def backward(model: Any, extra: Any, batch: Batch) -> Any:
+        return jax.vjp(lambda m: objective.loss(m, extra, batch, key), model, has_aux=True)[1]
+
+    return _bytes(jax.tree.leaves(jax.eval_shape(backward, state.model, state.extra, batch)))
 
 
 def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
@@ -138,10 +140,10 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
     chip, objective = topology.chip, load_objective(config.objective.name)
     mesh = abstract_mesh(config, topology.num_devices)
     state = abstract_state(config, objective, mesh)
-    memory = memory_bytes(config, objective, state)
+    memory = memory_bytes(config, state)
     needed = sum(memory.values()) / GIB
     flops = objective.describe(config).flops * config.data.batch_size
-    step_s = _step_s(config, objective, state, topology, flops)
+    step_s = _step_s(config, state, topology, flops)
     return Plan(
         topology=topology.name,
         by="formula",
@@ -156,9 +158,7 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
     )
 
 
-def _step_s(
-    config: ConfigDict, objective: Objective, state: TrainState, topology: Topology, flops: float
-) -> float:
+def _step_s(config: ConfigDict, state: TrainState, topology: Topology, flops: float) -> float:
     """Seconds of a step, at least."""
     chip, mesh, accum = topology.chip, state.step.sharding.mesh, config.optim.accum_steps
     repeated = 4 / 3 if config.run.remat == "full" else 1.0
@@ -167,6 +167,6 @@ def _step_s(
     weights = _bytes(jax.tree.leaves(state.model)) / mesh.shape["tensor"]  # float32
     held = state_bytes(state)
     traffic = 2 * (sum(held.values()) + held["parameters"]) + 1.5 * accum * weights
-    traffic += 3 * images * unchecked_bytes(config, objective, mesh)
+    traffic += 3 * images * kept_bytes(config, "none")
     links = 2 * weights * (accum if mesh.shape["fsdp"] > 1 else 1)
     return max(products_s, traffic / chip.hbm_bytes_per_s, links / chip.link_bytes_per_s)

@@ -229,6 +229,7 @@ class Moved:
 
     count: int = 0
     bytes: float = 0.0  # of whole results; of a reduce-scatter, of what is reduced
+    largest: float = 0.0  # bytes of one
     received: float = 0.0  # bytes that must come into the device, whichever way it is done
 
 
@@ -250,6 +251,7 @@ def collectives(program: Program) -> dict[str, Moved]:
             others = 1 - 1 / max(group_size(op), 1)
             moved.count += times
             moved.bytes += times * size
+            moved.largest = max(moved.largest, size)
             moved.received += times * size * others * (2 if kind == "all-reduce" else 1)
     return found
 

@@ -151,8 +151,8 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             kind,
             (
-                f"{moved['count']:.0f} a step, {moved['bytes'] / 2**20:,.1f} MiB, at least "
-                f"{moved['min_ms']:.1f} ms on the links"
+                f"{moved['count']:.0f} a step, {moved['bytes'] / 2**20:,.1f} MiB (the largest "
+                f"{moved['largest'] / 2**20:,.1f}), at least {moved['min_ms']:.1f} ms on the links"
             ),
         )
     if result["est_step_ms"] is not None:

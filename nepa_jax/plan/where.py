@@ -21,9 +21,9 @@ Table = dict[str, dict[str, float]]
 Cost = Callable[[Op, Computation, Program], float]
 
 
-def by_part(program: Program, ms_per_kilocycle: float) -> Table:
+def by_part(program: Program, ms_per_cycle: float) -> Table:
     """ms of a step by part and direction, from the TPU compiler's cycles."""
-    return _summed(program, lambda op, ops, whole: op.cycles * ms_per_kilocycle, fused=False)
+    return _summed(program, lambda op, ops, whole: op.cycles * ms_per_cycle, fused=False)
 
 
 def work_by_part(program: Program) -> dict[str, Table]:

@@ -57,7 +57,9 @@ ENTRY %main (state: f32[64,128], init: (s32[], bf16[16,256,64], bf16[4,128])) ->
   %state = f32[64,128]{1,0} parameter(0)
   %init = (s32[], bf16[16,256,64]{2,1,0}, bf16[4,128]{1,0}) parameter(1)
   %while.1 = (s32[], bf16[16,256,64]{2,1,0}, bf16[4,128]{1,0}) while(%init), condition=%condition, body=%body
+  %part = f32[8,128]{1,0} custom-call(%state), custom_call_target="Part"
   %all-reduce.8 = f32[64,128]{1,0} all-reduce(%state), channel_id=8, replica_groups=[2,8]<=[16], to_apply=%sum
+  %moved = f32[8,128]{1,0} collective-permute(%part), channel_id=10, source_target_pairs={{0,1},{1,0}}
   ROOT %grad = f32[4,128]{1,0} fusion(%all-reduce.8), kind=kCustom, calls=%all-reduce-scatter, metadata={op_name="jit(update)/transpose(jvp())/dot_general"}, backend_config={"window_config":{"estimated_cycles":"5"}}
 }
 """

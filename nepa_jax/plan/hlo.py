@@ -248,7 +248,7 @@ def collectives(program: Program) -> dict[str, Moved]:
             kind = "reduce-scatter" if scattered else kind
             moved, times = found.setdefault(kind, Moved()), program.times[name]
             size = _moved_bytes(op, ops)
-            others = 1 - 1 / max(group_size(op), 1)
+            others = 1 - 1 / (group_size(op) or math.inf)  # a permutation has no groups
             moved.count += times
             moved.bytes += times * size
             moved.largest = max(moved.largest, size)

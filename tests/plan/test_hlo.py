@@ -28,11 +28,13 @@ def test_a_collective_counts_once_whatever_carries_it(program):
         "all-gather": 3,
         "all-reduce": 1,
         "reduce-scatter": 1,
+        "collective-permute": 1,
     }
     assert found["all-gather"].bytes == 3 * 64 * 128 * 2
     assert found["all-gather"].received == 3 * 64 * 128 * 2 * 15 / 16  # one of 16 parts is there
     assert found["all-reduce"].received == 2 * 64 * 128 * 4 * 7 / 8
     assert found["reduce-scatter"].received == 64 * 128 * 4 * 3 / 4
+    assert found["collective-permute"].received == 8 * 128 * 4
     assert found["all-gather"].largest == 64 * 128 * 2
 
 

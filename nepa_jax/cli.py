@@ -334,13 +334,17 @@ def plan(args: Namespace) -> None:
     option("what", choices=("step", "data", "e2e", "checkpoint", "export")),
     CONFIG,
     option("--against", choices=("torch",), help="bench data: beside a PyTorch loader"),
+    option("--where", action="store_true", help="bench step: what the parts of the model take"),
     JSON,
 )  # fmt: skip
 def bench(args: Namespace) -> None:
     if args.against and args.what != "data":
         raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
+    if args.where and args.what != "step":
+        raise UserError(f"--where is for `bench step`, not `bench {args.what}`")
     config = config_of(args)
     from nepa_jax.bench.verb import measure, table_of
 
-    result = measure(f"data against {args.against}" if args.against else args.what, config)
+    more = f" against {args.against}" if args.against else " by part" if args.where else ""
+    result = measure(f"{args.what}{more}", config)
     print(json.dumps(result) if args.json else table_of(result))

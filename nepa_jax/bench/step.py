@@ -18,6 +18,8 @@ from nepa_jax.data.loader import Loader
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import mfu
+from nepa_jax.plan.hlo import read
+from nepa_jax.plan.where import work_by_part
 from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.hooks import MetricsHook
 from nepa_jax.run.metrics import Throughput
@@ -32,7 +34,7 @@ from nepa_jax.step import (
 )
 from nepa_jax.train import train
 
-Result = dict[str, float | int | str]
+Result = dict[str, Any]
 ROUNDS = 5
 SECONDS_PER_ROUND = 2.0
 
@@ -74,8 +76,13 @@ def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     return Prepared(config, mesh, state, compiled, fixed, compile_s)
 
 
-def bench_step(config: ConfigDict) -> Result:
-    """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU."""
+def bench_step(config: ConfigDict, where: bool = False) -> Result:
+    """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU.
+
+    ``where``: by part of the model, forward and backward, what the compiled program does: ``megacycles`` by
+    the compiler's estimate where it gives one, else ``gflop`` of products and ``gib`` moved. On all devices
+    alike, of one.
+    """
     config, _, state, update, fixed, compile_s = _prepared(config)
     seconds = []
     for _ in range(ROUNDS + 1):
@@ -92,7 +99,7 @@ def bench_step(config: ConfigDict) -> Result:
         "model_tflops_per_s": flops / step_s / 1e12,
         "mfu": "peak of this device not known" if share is None else share,
         "peak_memory_gib": update.memory_analysis().peak_memory_in_bytes / 2**30,
-    }
+    } | ({"where": work_by_part(read(update.as_text()))} if where else {})
 
 
 def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, float, TrainState]:

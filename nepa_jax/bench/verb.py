@@ -10,10 +10,12 @@ from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.plan.where import lines_of
 from nepa_jax.run.setup import check_config
 
 MEASURES: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
     "step": bench_step,
+    "step by part": partial(bench_step, where=True),
     "data": bench_data,
     "data against torch": partial(bench_data, against_torch=True),
     "e2e": bench_e2e,
@@ -61,11 +63,14 @@ def measure(what: str, config: ConfigDict) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> str:
-    """A result for people: each number with its unit and a word, a line each."""
+    """A result for people: each number with its unit and a word, a line each; then its tables."""
+    result = dict(result)
+    tables = result.pop("where", {})
     rows = [*(_rows_of_data(result) if "rates" in result else map(_row, result.items()))]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = (f"{name:{widths[0]}}  {text:{widths[1]}}  {meaning}" for name, text, meaning in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    parts = (line for unit, table in tables.items() for line in ("", *lines_of(table, unit)))
+    return "\n".join(line.rstrip() for line in (*lines, *parts))
 
 
 def _row(figure: tuple[str, float | int | str]) -> Row:

@@ -20,7 +20,7 @@ from nepa_jax.plan.chips import Topology, topology_of
 from nepa_jax.plan.compile import compiled, has_compiler, wanted_compiler
 from nepa_jax.plan.estimate import Plan, estimate
 from nepa_jax.plan.search import Planner, all_that_fit, first_that_fits, front
-from nepa_jax.plan.where import DIRECTIONS, Table
+from nepa_jax.plan.where import lines_of
 
 IMAGES = 1_281_167  # of ImageNet-1k, for lengths in epochs
 SLOW_COMPILE_S = 300  # so long do hosts wait for one that compiles, while they have the program
@@ -122,7 +122,7 @@ def text_of(result: dict[str, Any]) -> str:
     """A plan as lines."""
     lines = [_heading(result), *map("  {0:12}{1}".format, *zip(*_facts(result), strict=True))]
     if result["where"]:
-        lines += ["", *table_of(result["where"], "ms")]
+        lines += ["", *lines_of(result["where"], "ms")]
     return "\n".join(lines)
 
 
@@ -180,17 +180,6 @@ def _advice(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if "hours" in run:
             text += f", {run['hours']:,.1f} hours on {run['chips']:,} chips: {run['chip_hours']:,.0f} chip-hours"
         yield "whole run", text + (f", costs {run['cost']:,.0f}" if "cost" in run else "")
-
-
-def table_of(table: Table, unit: str) -> Iterator[str]:
-    """Parts in lines, directions in columns."""
-    whole = sum(sum(row.values()) for row in table.values())
-    yield "  " + f"{unit:12}" + "".join(f"{name:>10}" for name in (*DIRECTIONS, "all", "share"))
-    for part, row in table.items():
-        values = [*(row[name] for name in DIRECTIONS), sum(row.values())]
-        yield f"  {part:12}" + "".join(f"{v:10.2f}" for v in values) + f"{values[-1] / whole:10.1%}"
-    sums = [sum(row[name] for row in table.values()) for name in DIRECTIONS]
-    yield f"  {'all':12}" + "".join(f"{v:10.2f}" for v in (*sums, whole))
 
 
 def warn_of(result: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ comes from.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nepa_jax.plan.hlo import COLLECTIVES, FREE, Computation, Op, Program, bytes_of, flops_of
 
@@ -27,7 +27,12 @@ def by_part(program: Program, ms_per_cycle: float) -> Table:
 
 
 def work_by_part(program: Program) -> dict[str, Table]:
-    """``gflop`` of matrix products and ``gib`` of arrays read and written, where no cycles are told."""
+    """``megacycles`` by the compiler's estimate; where it gives none, ``gflop`` of products and ``gib`` moved.
+
+    Moved are all arrays that operations read and write, whichever memory or cache they come from.
+    """
+    if program.cycles:
+        return {"megacycles": by_part(program, 1e-6)}
     return {
         "gflop": _summed(program, lambda op, ops, whole: flops_of(op, ops) / 1e9, fused=True),
         "gib": _summed(program, lambda op, ops, whole: _traffic(op, ops, whole) / 2**30, fused=False),
@@ -110,3 +115,14 @@ def _written(op: Op, inside: Computation) -> float:
     if root.kind == "dynamic-update-slice" and root.operands[1] in inside:
         return bytes_of(inside[root.operands[1]].result)
     return bytes_of(op.result)
+
+
+def lines_of(table: Table, unit: str) -> Iterator[str]:
+    """Parts in lines, directions in columns."""
+    whole = sum(sum(row.values()) for row in table.values())
+    yield "  " + f"{unit:12}" + "".join(f"{name:>10}" for name in (*DIRECTIONS, "all", "share"))
+    for part, row in table.items():
+        values = [*(row[name] for name in DIRECTIONS), sum(row.values())]
+        yield f"  {part:12}" + "".join(f"{v:10.2f}" for v in values) + f"{values[-1] / whole:10.1%}"
+    sums = [sum(row[name] for row in table.values()) for name in DIRECTIONS]
+    yield f"  {'all':12}" + "".join(f"{v:10.2f}" for v in (*sums, whole))

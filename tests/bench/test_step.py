@@ -26,6 +26,14 @@ def test_bench_step_gives_rates_and_memory():
     assert result["model_tflops_per_s"] > 0 and result["peak_memory_gib"] > 0
 
 
+def test_bench_step_tells_what_the_parts_of_the_model_do():
+    result = bench.bench_step(small.config("nepa", ""), where=True)
+    work, expected = result["where"], result["model_tflops_per_s"] * result["step_s"] * 1e3 / 8
+    done = {unit: sum(sum(row.values()) for row in table.values()) for unit, table in work.items()}
+    assert done["gflop"] == pytest.approx(expected, rel=0.1)  # of one of eight devices
+    assert done["gib"] > 0 and "optimizer" in work["gib"]
+
+
 def test_bench_e2e_compares_loop_and_data_with_the_bare_step(dataset):
     result = bench.bench_e2e(small.config("nepa", dataset))
     assert_sound(result)

@@ -25,6 +25,18 @@ def test_a_result_has_units_and_words():
     ]
 
 
+def test_the_parts_of_a_step_stand_in_a_table_below():
+    row = {"forward": 1.0, "again": 0.0, "backward": 2.0}
+    text = table_of({"step_s": 0.25, "where": {"gflop": {"qkv": row, "gelu": row}}})
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        [],
+        ["gflop", "forward", "again", "backward", "all", "share"],
+        ["qkv", "1.00", "0.00", "2.00", "3.00", "50.0%"],
+        ["gelu", "1.00", "0.00", "2.00", "3.00", "50.0%"],
+        ["all", "2.00", "0.00", "4.00", "6.00"],
+    ]
+
+
 def test_the_rates_of_data_have_a_line_each():
     rate = {"images_per_s": 1234.5, "images_per_cpu_s": 678.9}
     result = {

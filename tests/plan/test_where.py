@@ -42,7 +42,8 @@ def test_a_copy_that_no_scope_is_around_is_a_copy():
 
 
 def test_where_no_cycles_are_told_products_and_traffic_are():
-    work = work_by_part(read(tpu_program.TEXT))
+    assert work_by_part(read(tpu_program.TEXT)).keys() == {"megacycles"}
+    work = work_by_part(read(tpu_program.TEXT.replace("estimated_cycles", "nothing")))
     assert work["gflop"]["mlp_up"]["forward"] == pytest.approx(3 * 2 * 16 * 256 * 64 * 128 / 1e9)
     copied = 2 * 16 * 256 * 64 * 2  # read and written
     assert work["gib"]["norm"]["again"] == pytest.approx(3 * copied / 2**30)

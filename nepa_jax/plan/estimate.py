@@ -70,7 +70,7 @@ def state_bytes(state: TrainState) -> dict[str, int]:
     return {name: device_bytes(part) for name, part in parts.items()}
 
 
-def memory_bytes(config: ConfigDict, state: TrainState) -> dict[str, int]:
+def step_bytes(config: ConfigDict, state: TrainState) -> dict[str, int]:
     """What each device needs for a step, by kind.
 
     Args:
@@ -89,19 +89,19 @@ def memory_bytes(config: ConfigDict, state: TrainState) -> dict[str, int]:
 
 
 def kept_bytes(config: ConfigDict, remat: str) -> int:
-    """What the backward pass keeps for one image: what a second image adds in the traced loss."""
-    alone = ConfigDict(config.to_dict())  # with nothing in it that makes no difference to one image
-    alone.run.remat, alone.optim.accum_steps = remat, 1
+    """What the backward pass keeps for one image."""
+    alone = ConfigDict(config.to_dict())  # without what makes no difference to one image
+    alone.run.remat, alone.optim.accum_steps, alone.data.batch_size = remat, 1, MANY
     alone.mesh = dict(data=1, fsdp=1, tensor=1)
-    kept = []
-    for images in (1, 2):
-        alone.data.batch_size = images
-        kept.append(_kept_bytes(configs.to_json(alone)))
-    return kept[1] - kept[0]
+    return _kept_bytes(configs.to_json(alone))
+
+
+MANY = 16 * 7919  # images: with a prime of which no size of a model is a multiple
 
 
 @cache
 def _kept_bytes(text: str) -> int:
+    """Of the arrays that the traced backward pass takes from the forward, those that grow with the batch."""
     config = configs.from_json(text)
     objective = load_objective(config.objective.name)
     mesh, key = abstract_mesh(config, 1), jax.random.key(0)
@@ -110,7 +110,8 @@ def _kept_bytes(text: str) -> int:
     def backward(model: Any, extra: Any, batch: Batch) -> Any:
         return jax.vjp(lambda m: objective.loss(m, extra, batch, key), model, has_aux=True)[1]
 
-    return _bytes(jax.tree.leaves(jax.eval_shape(backward, state.model, state.extra, batch)))
+    kept = jax.tree.leaves(jax.eval_shape(backward, state.model, state.extra, batch))
+    return _bytes(leaf for leaf in kept if leaf.size % MANY == 0) // MANY
 
 
 def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
@@ -140,7 +141,7 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
     chip, objective = topology.chip, load_objective(config.objective.name)
     mesh = abstract_mesh(config, topology.num_devices)
     state = abstract_state(config, objective, mesh)
-    memory = memory_bytes(config, state)
+    memory = step_bytes(config, state)
     needed = sum(memory.values()) / GIB
     flops = objective.describe(config).flops * config.data.batch_size
     step_s = _step_s(config, state, topology, flops)

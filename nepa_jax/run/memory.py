@@ -1,6 +1,5 @@
 """Whether a step fits into memory, asked of the compiled program; and what would."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,10 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.memory import memory_bytes
+from nepa_jax.plan.chips import GIB
+from nepa_jax.plan.estimate import device_bytes, step_bytes
+from nepa_jax.step import TrainState
 
-GIB = 2**30
 Compile = Callable[[ConfigDict], Any]  # a config's step, as a program
 
 
@@ -44,7 +45,20 @@ def needed_bytes(program: Any) -> int:
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
-def require_room(state: Any) -> None:
+def expectation(config: ConfigDict, state: TrainState) -> str:
+    """What a step will need, by formula, in one line, beside what there is.
+
+    Args:
+        config: resolved.
+        state: abstract.
+    """
+    parts, free = step_bytes(config, state), free_bytes()
+    told = ", ".join(f"{name} {size / GIB:,.2f}" for name, size in parts.items() if size)
+    there = "" if free is None else f"; {free / GIB:,.2f} GiB are free"
+    return f"memory per device, by formula: {sum(parts.values()) / GIB:,.2f} GiB ({told}){there}"
+
+
+def require_room(state: TrainState) -> None:
     """Asked before a state is made.
 
     Args:
@@ -53,10 +67,7 @@ def require_room(state: Any) -> None:
     Raises:
         UserError: a device has no room for its part.
     """
-    free, leaves = free_bytes(), jax.tree.leaves(state)
-    needed = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
-    )
+    free, needed = free_bytes(), device_bytes(state)
     if free is not None and needed > free:
         raise UserError(
             f"weights, moments and average need {needed / GIB:,.1f} GiB of memory per device, and "

@@ -36,7 +36,7 @@ from nepa_jax.run.hooks import (
     skip_guard,
 )
 from nepa_jax.run.lock import WorkdirLock
-from nepa_jax.run.memory import fitting, memory_is_told, require_room
+from nepa_jax.run.memory import expectation, fitting, memory_is_told, require_room
 from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
 from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
@@ -291,4 +291,5 @@ def announce(run: Run) -> None:
         f"data: {config.data.path}, {run.loader.num_examples:,} images; batch {config.data.batch_size}, "
         f"{config.schedule.total_steps:,} steps; lr {config.optim.lr:.3g}"
     )
+    say(expectation(config, run.target))
     say(f"workdir: {run.workdir}")

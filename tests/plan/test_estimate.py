@@ -12,8 +12,8 @@ from nepa_jax.plan.estimate import (
     device_bytes,
     estimate,
     kept_bytes,
-    memory_bytes,
     state_bytes,
+    step_bytes,
 )
 from nepa_jax.step import abstract_state, create_state
 
@@ -54,7 +54,7 @@ def test_every_layer_keeps_as_much():
 
 def test_microbatches_share_the_memory_of_activations():
     whole, parts = (
-        memory_bytes(config, state_of(config)[1])
+        step_bytes(config, state_of(config)[1])
         for config in (small.resolved("nepa", data__batch_size="64", optim__accum_steps=n) for n in "14")
     )  # fmt: skip
     assert whole["activations"] == 4 * parts["activations"]

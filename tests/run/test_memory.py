@@ -7,8 +7,11 @@ import pytest
 import small
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.mesh import make_mesh
+from nepa_jax.objectives.base import load_objective
 from nepa_jax.run import memory
 from nepa_jax.run.memory import GIB, fitting, free_bytes, memory_is_told, needed_bytes
+from nepa_jax.step import abstract_state
 
 
 def program(gib: float) -> SimpleNamespace:
@@ -83,6 +86,22 @@ def test_a_state_that_has_no_room_is_told_before_it_is_made():
     memory.require_room({"weights": fits})
     with pytest.raises(UserError, match=r"need 12.0 GiB.*10.0 GiB are free"):
         memory.require_room({"weights": large})
+
+
+def test_what_a_run_will_need_is_said_by_kind_beside_what_is_free(config):
+    objective, mesh = load_objective(config.objective.name), make_mesh(config)
+    state = abstract_state(config, objective, mesh)
+    line = memory.expectation(config, state)
+    assert line.startswith("memory per device, by formula: 0.0") and "\n" not in line
+    for part in (
+        "parameters",
+        "optimizer",
+        "average",
+        "gradients",
+        "activations",
+        "10.00 GiB are free",
+    ):
+        assert part in line
 
 
 def test_this_machine_says_what_it_has(monkeypatch):

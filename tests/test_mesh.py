@@ -78,7 +78,9 @@ def load_model(method: str):
 def test_fully_sharded_gathers_weights_and_never_activations(method):
     found = collectives(compiled(method, "fsdp").as_text())
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
-    assert {math.prod(shape) for shape in found["all-gather"]} <= parameter_sizes(method)
+    leaves = named_leaves(load_model(method)).items()
+    scales = {leaf.size for name, leaf in leaves if "layer_scale" in name}  # gradients, all layers'
+    assert {math.prod(shape) for shape in found["all-gather"]} <= parameter_sizes(method) | scales
     for shape in found["all-reduce"] + found.get("reduce-scatter", []):
         assert math.prod(shape) in parameter_sizes(method) | {1}
 

@@ -11,11 +11,11 @@ from nepa_jax.models import posemb
 from nepa_jax.models.layers import (
     TOKEN_INIT,
     Linear,
-    layer_norm,
     run_blocks,
     stack_blocks,
 )
 from nepa_jax.models.masking import gather_tokens
+from nepa_jax.models.norms import layer_norm
 from nepa_jax.models.vit import ViTConfig
 
 

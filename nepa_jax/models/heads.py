@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nepa_jax.models.layers import layer_norm, run_blocks
+from nepa_jax.models.layers import run_blocks
+from nepa_jax.models.norms import layer_norm
 from nepa_jax.models.vit import ViT
 
 POOLS = ("mean", "cls", "last")

@@ -7,7 +7,6 @@ The names on the parameters mean something only to mesh.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from nepa_jax.mesh import constrain
-from nepa_jax.models.rope import RopeTable, rotate
+from nepa_jax.models.linear import affine, affine_scaled
+from nepa_jax.models.norms import LayerNorm, layer_norm
+from nepa_jax.models.rope import RopeTable, normalize_and_rotate, rotate
 
 
 @dataclass(frozen=True)
@@ -90,57 +91,6 @@ def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def layer_norm(
-    dim: int, eps: float, rngs: nnx.Rngs, *, scale: bool = True, bias: bool = True
-) -> nnx.LayerNorm:
-    """LayerNorm in float32 with the two-pass variance of PyTorch."""
-    return nnx.LayerNorm(
-        dim, epsilon=eps, dtype=jnp.float32, use_scale=scale, use_bias=bias,
-        use_fast_variance=False, scale_metadata={"axes": ("norm",)}, bias_metadata={"axes": ("norm",)},
-        rngs=rngs,
-    )  # fmt: skip
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str) -> jax.Array:
-    """``x · kernel + bias`` in the dtype of ``x``: [*batch, *inputs] -> [*batch, *outputs].
-
-    Gradients of kernel and bias are sums over the batch, and so over devices, in ``reduce_dtype``.
-    """
-    inputs = kernel.ndim - bias.ndim
-    return jnp.tensordot(x, kernel.astype(x.dtype), inputs) + bias.astype(x.dtype)
-
-
-Residuals = tuple[jax.Array, jax.Array]
-
-
-def _affine_forward(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
-) -> tuple[jax.Array, Residuals]:
-    kernel = kernel.astype(x.dtype)
-    return affine(x, kernel, bias, reduce_dtype), (x, kernel)
-
-
-def _affine_backward(
-    reduce_dtype: str, residuals: Residuals, grad: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, kernel = residuals
-    inputs = (x.ndim + kernel.ndim - grad.ndim) // 2
-    batch = tuple(range(x.ndim - inputs))
-    outputs = tuple(range(len(batch), grad.ndim)), tuple(range(inputs, kernel.ndim))
-    by_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=reduce_dtype)
-    by_bias = jnp.sum(grad, batch, dtype=reduce_dtype)
-    return (
-        jnp.tensordot(grad, kernel, outputs),
-        by_kernel.astype(jnp.float32),
-        by_bias.astype(jnp.float32),
-    )
-
-
-# Plain differentiation would round a gradient to the dtype of the product before devices add theirs.
-affine.defvjp(_affine_forward, _affine_backward)
-
-
 class Linear(nnx.LinearGeneral):
     """A linear map over the last ``len(inputs)`` axes, with named kernel axes and mostly a bias."""
 
@@ -156,11 +106,17 @@ class Linear(nnx.LinearGeneral):
         self.output_axes = axes[len(inputs) :]
         self.reduce_dtype = config.reduce_dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, *inputs] -> [B, T, *outputs]."""
-        bias = self.bias[...] if self.use_bias else jnp.zeros(self.out_features)
-        y = affine(x.astype(self.dtype), self.kernel[...], bias, self.reduce_dtype)
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """[B, T, *inputs] -> [B, T, *outputs]; with a ``scale`` [D] times that, in float32."""
+        if scale is None:
+            y = affine(*self._operands(x), self.reduce_dtype)
+        else:
+            y = affine_scaled(*self._operands(x), scale, self.reduce_dtype)
         return constrain(y, "batch", None, *self.output_axes)
+
+    def _operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        bias = self.bias[...] if self.use_bias else jnp.zeros(self.out_features)
+        return x.astype(self.dtype), self.kernel[...], bias
 
 
 class Attention(nnx.Module):
@@ -173,22 +129,36 @@ class Attention(nnx.Module):
             bias=config.qkv_bias,
         )  # fmt: skip
         self.out = Linear((heads, head_dim), (dim,), ("heads", "head_dim", "embed"), config, rngs)
-        if config.qk_norm:
-            parts = dict(scale=config.qk_norm_affine, bias=config.has_qk_norm_bias)
-            self.q_norm = layer_norm(head_dim, config.norm_eps, rngs, **parts)
-            self.k_norm = layer_norm(head_dim, config.norm_eps, rngs, **parts)
+        parts = dict(scale=config.qk_norm_affine, bias=config.has_qk_norm_bias)
+        norms = [
+            layer_norm(head_dim, config.norm_eps, rngs, **parts) if config.qk_norm else None
+            for _ in "qk"
+        ]
+        self.q_norm, self.k_norm = norms
         self.config = config
 
-    def __call__(self, x: jax.Array, rope: RopeTable | None, causal: bool) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        q, k, v = jnp.moveaxis(checkpoint_name(self.qkv(x), "qkv"), -3, 0)
-        if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+    def __call__(
+        self, x: jax.Array, rope: RopeTable | None, causal: bool, scale: jax.Array | None
+    ) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; with a ``scale`` [D] times that, in float32."""
+        with jax.named_scope("qkv"):
+            q, k, v = checkpoint_name(jnp.moveaxis(self.qkv(x), -3, 0), "qkv")
+        with jax.named_scope("qk_norm_rope"):
+            q, k = (
+                self.prepared(y, norm, rope) for y, norm in ((q, self.q_norm), (k, self.k_norm))
+            )
+        with jax.named_scope("attention"):
+            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        with jax.named_scope("attn_out"):
+            return self.out(checkpoint_name(mixed, "attention"), scale)
+
+    def prepared(self, x: jax.Array, norm: LayerNorm | None, rope: RopeTable | None) -> jax.Array:
+        """Queries or keys [B, T, H, head_dim], normed and rotated as the model has it."""
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        q, k = q.astype(v.dtype), k.astype(v.dtype)
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-        return self.out(checkpoint_name(mixed, "attention"))
+            if norm is None:
+                return rotate(x, rope).astype(x.dtype)
+            return normalize_and_rotate(x, norm.affine, rope, norm.epsilon)
+        return x if norm is None else norm(x).astype(x.dtype)
 
 
 # What the gate of a gated MLP goes through (Shazeer 2020).
@@ -206,12 +176,16 @@ class Mlp(nnx.Module):
         self.down = Linear((hidden,), (dim,), ("mlp", "embed"), config, rngs)
         self.config = config
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = checkpoint_name(self.up(x), "mlp_up")
-        if self.config.gated:
-            gate = GATES[self.config.mlp](checkpoint_name(self.gate(x), "mlp_up"))
-            return self.down(gate * hidden)
-        return self.down(gelu(hidden))
+    def __call__(self, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; with a ``scale`` [D] times that, in float32."""
+        with jax.named_scope("mlp_up"):
+            hidden = checkpoint_name(self.up(x), "mlp_up")
+            if self.config.gated:
+                gate = checkpoint_name(self.gate(x), "mlp_up")
+        with jax.named_scope(self.config.mlp):
+            hidden = GATES[self.config.mlp](gate) * hidden if self.config.gated else gelu(hidden)
+        with jax.named_scope("mlp_down"):
+            return self.down(hidden, scale)
 
 
 def drop_path(branch: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
@@ -242,21 +216,23 @@ class Block(nnx.Module):
         drop: Callable[[jax.Array, int], jax.Array],
     ) -> jax.Array:
         """float32 [B, T, D] -> float32 [B, T, D]; ``drop`` is applied to both branches."""
-        attention = self.attn(self.norm1(x), rope, causal).astype(jnp.float32)
-        if self.config.layer_scale_init is not None:
-            attention = attention * self.layer_scale1[...]
-        x = x + drop(attention, 0)
-        mlp = self.mlp(self.norm2(x)).astype(jnp.float32)
-        if self.config.layer_scale_init is not None:
-            mlp = mlp * self.layer_scale2[...]
-        return x + drop(mlp, 1)
+        scaled = self.config.layer_scale_init is not None
+        scales = (self.layer_scale1[...], self.layer_scale2[...]) if scaled else (None, None)
+        with jax.named_scope("norm1"):
+            normed = self.norm1(x)
+        x = x + drop(self.attn(normed, rope, causal, scales[0]).astype(jnp.float32), 0)
+        with jax.named_scope("norm2"):
+            normed = self.norm2(x)
+        return x + drop(self.mlp(normed, scales[1]).astype(jnp.float32), 1)
 
 
 # What the backward pass may keep instead of computing it again.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "names": jax.checkpoint_policies.save_only_these_names("qkv", "attention", "mlp_up"),
+    "names": jax.checkpoint_policies.save_only_these_names(
+        "qkv", "attention", "mlp_up", "norm_stats"
+    ),
 }
 
 

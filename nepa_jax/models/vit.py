@@ -12,10 +12,10 @@ from nepa_jax.models.layers import (
     TOKEN_INIT,
     BlockConfig,
     Linear,
-    layer_norm,
     run_blocks,
     stack_blocks,
 )
+from nepa_jax.models.norms import layer_norm
 from nepa_jax.models.sizes import image_size
 
 

@@ -1,11 +1,12 @@
-"""The linear map, whose gradients are its own."""
+"""Linear maps, whose gradients are their own."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import assert_same_form
 
-from nepa_jax.models.layers import affine
+from nepa_jax.models.linear import affine, affine_scaled
 
 SHAPES = {"one axis to three": ((6,), (3, 2, 5)), "two axes to one": ((2, 3), (4,))}
 BATCH = (4, 7)
@@ -20,23 +21,24 @@ def operands(shapes, dtype="float32"):
     return x.astype(dtype), kernel, bias, grad.astype(dtype)
 
 
-def gradients(x, kernel, bias, grad, reduce_dtype):
-    return jax.vjp(lambda *args: affine(*args, reduce_dtype), x, kernel, bias)[1](grad)
+def plain(x, kernel, bias):
+    return jnp.tensordot(x, kernel.astype(x.dtype), kernel.ndim - bias.ndim) + bias.astype(x.dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_value_and_gradients_are_those_of_plain_differentiation(shapes):
-    x, kernel, bias, grad = operands(shapes)
+def test_affine_is_that_of_plain_differentiation(shapes, dtype):
+    assert_same_form(lambda *args: affine(*args, "float32"), plain, operands(shapes, dtype)[:3])
 
-    def plain(x, kernel, bias):
-        return jnp.tensordot(x, kernel, kernel.ndim - bias.ndim) + bias
 
-    y, pull_back = jax.vjp(plain, x, kernel, bias)
-    np.testing.assert_allclose(affine(x, kernel, bias, "float32"), y, rtol=1e-5, atol=1e-5)
-    for found, expected in zip(
-        gradients(x, kernel, bias, grad, "float32"), pull_back(grad), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scale_after_the_map_gets_its_gradient_without_the_output(dtype):
+    def scaled_after(x, kernel, bias, scale):
+        return plain(x, kernel, bias).astype(jnp.float32) * scale
+
+    scale = jnp.array([1.0, 1e-5, -0.5, 2.0])
+    operand = (*operands("two axes to one", dtype)[:3], scale)
+    assert_same_form(lambda *args: affine_scaled(*args, "float32"), scaled_after, operand)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
@@ -45,7 +47,8 @@ def test_sums_over_the_batch_are_rounded_to_the_reduce_dtype(shapes, reduce_dtyp
     x, kernel, bias, grad = operands(shapes, "bfloat16")
     rows, columns = x.reshape(28, -1), grad.reshape(28, -1)
     exact = np.asarray(rows, np.float64).T @ np.asarray(columns, np.float64)
-    _, by_kernel, by_bias = gradients(x, kernel, bias, grad, reduce_dtype)
+    pull_back = jax.vjp(lambda *args: affine(*args, reduce_dtype), x, kernel, bias)[1]
+    _, by_kernel, by_bias = pull_back(grad)
     assert by_kernel.dtype == by_bias.dtype == jnp.float32
     errors = np.abs(by_kernel.reshape(exact.shape) - exact) / np.abs(exact)
     rounded = [bool((a == a.astype(jnp.bfloat16)).all()) for a in (by_kernel, by_bias)]

@@ -43,6 +43,7 @@ class Decoder(nnx.Module):
         self.pred = Linear((dim,), (config.patch_dim,), ("embed", "patch"), config, rngs)
         self.config = config
 
+    @jax.named_scope("embed")
     def tokens(self, latent: jax.Array, ids_restore: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Encoder output [B, 1 + K, D] -> decoder input [B, 1 + N, D'], positions added."""
         x = self.embed(latent).astype(jnp.float32)
@@ -58,4 +59,5 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Predicted pixels of every patch, float32 [B, N, P·P·C]."""
         x, _ = run_blocks(self.blocks, self.tokens(latent, ids_restore, grid))
-        return self.pred(self.norm(x)[:, 1:]).astype(jnp.float32)
+        with jax.named_scope("loss"):
+            return self.pred(self.norm(x)[:, 1:]).astype(jnp.float32)

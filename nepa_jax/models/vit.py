@@ -88,6 +88,7 @@ class ViT(nnx.Module):
             self.norm = layer_norm(dim, config.norm_eps, rngs)
         self.config = config
 
+    @jax.named_scope("embed")
     def patches(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, C] -> normalised float32 patches [B, N, P·P·C]."""
         mean, std = jnp.array(self.config.pixel_mean), jnp.array(self.config.pixel_std)
@@ -97,6 +98,7 @@ class ViT(nnx.Module):
         """Patches down and across of these images, which need not have the training size."""
         return images.shape[1] // self.config.patch_size, images.shape[2] // self.config.patch_size
 
+    @jax.named_scope("embed")
     def embed(self, patches: jax.Array) -> jax.Array:
         """Projects patches [B, N, P·P·C] to float32 embeddings [B, N, D], without positions."""
         return self.patch_embed(patches).astype(jnp.float32)

@@ -132,6 +132,7 @@ def kept_tokens(vit: ViT, patches: jax.Array, masking: Masking, grid: tuple[int,
     return tokens.at[:, 0].add(positions[0])
 
 
+@jax.named_scope("loss")
 def pixel_targets(patches: jax.Array, norm_pix_loss: bool) -> jax.Array:
     """The pixels to predict; ``norm_pix_loss`` standardises each patch (unbiased variance)."""
     if not norm_pix_loss:
@@ -141,6 +142,7 @@ def pixel_targets(patches: jax.Array, norm_pix_loss: bool) -> jax.Array:
     return (patches - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
+@jax.named_scope("loss")
 def pixel_loss(
     predictions: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, Aux]:

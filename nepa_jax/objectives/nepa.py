@@ -75,11 +75,12 @@ def loss(model: NEPA, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Ar
     rope = jax.tree.map(lambda table: table[:read], vit.rope(grid, named_key(key, "rope")))
     keys = image_keys(key, batch, "drop_path")
     hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=model.causal, keys=keys)
-    predictions = vit.norm(hidden[:, :num_patches])  # [B, N, D]; place t predicts patch t
-    targets = jax.lax.stop_gradient(embeddings)
-    first = 0 if model.include_cls else 1
-    similarity = cosine(predictions, targets)[:, first:]
-    return -jnp.mean(similarity), Aux(health(predictions, targets))
+    with jax.named_scope("loss"):
+        predictions = vit.norm(hidden[:, :num_patches])  # [B, N, D]; place t predicts patch t
+        targets = jax.lax.stop_gradient(embeddings)
+        first = 0 if model.include_cls else 1
+        similarity = cosine(predictions, targets)[:, first:]
+        return -jnp.mean(similarity), Aux(health(predictions, targets))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -58,18 +58,24 @@ def _saves_no_less(one: Changes, other: Changes) -> bool:
     return all(a >= b for a, b in zip(rank(one), rank(other), strict=True))
 
 
-def first_that_fits(config: ConfigDict, num_devices: int, plan: Planner) -> Plan | None:
-    """Of a chain, each saving more than the one before, the first that fits: found by halving."""
-    chain: list[Changes] = []
+def chain(config: ConfigDict, num_devices: int) -> list[Changes]:
+    """Choices of which each saves no less than the one before, from the least to the most."""
+    found: list[Changes] = []
     for choice in choices(config, num_devices):
-        if not chain or (_saves_no_less(choice, chain[-1])):
-            chain.append(choice)
-    low, high, best = 0, len(chain), None
+        if not found or _saves_no_less(choice, found[-1]):
+            found.append(choice)
+    return found
+
+
+def first_that_fits(config: ConfigDict, num_devices: int, plan: Planner) -> Plan | None:
+    """Of the chain, the first that fits: found by halving."""
+    tried = chain(config, num_devices)
+    low, high, best = 0, len(tried), None
     while low < high:
         middle = (low + high) // 2
-        tried = planned(config, chain[middle], plan)
-        if tried.fits:
-            high, best = middle, tried
+        found = planned(config, tried[middle], plan)
+        if found.fits:
+            high, best = middle, found
         else:
             low = middle + 1
     return best

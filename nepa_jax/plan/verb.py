@@ -120,7 +120,7 @@ def whole_run(config: ConfigDict, topology: Topology, step: Plan, asked: Asked) 
 
 def text_of(result: dict[str, Any]) -> str:
     """A plan as lines."""
-    lines = [_heading(result), *map("  {0:12}{1}".format, *zip(*_facts(result), strict=True))]
+    lines = [_heading(result), *map("  {0:16}{1}".format, *zip(*_facts(result), strict=True))]
     if result["where"]:
         lines += ["", *lines_of(result["where"], "ms")]
     return "\n".join(lines)

@@ -7,7 +7,15 @@ import small
 
 from nepa_jax.config import apply_overrides
 from nepa_jax.plan.estimate import Plan
-from nepa_jax.plan.search import REMAT, all_that_fit, changed, choices, first_that_fits, front
+from nepa_jax.plan.search import (
+    REMAT,
+    all_that_fit,
+    chain,
+    changed,
+    choices,
+    first_that_fits,
+    front,
+)
 
 LIMIT = 16.0
 
@@ -48,6 +56,8 @@ def test_the_first_that_fits_is_found_by_halving(config, gib):
     compiler = Compiler(gib)
     found = first_that_fits(config, 16, compiler)
     assert found.fits and compiler.calls <= 5
+    one_by_one = (Compiler(gib)(changed(config, each)) for each in chain(config, 16))
+    assert found.est_step_ms == next(plan.est_step_ms for plan in one_by_one if plan.fits)
     assert all(option.startswith("--config.") for option in found.overrides)
     again = small.resolved("nepa", data__batch_size="1024")
     apply_overrides(again, dict(o.removeprefix("--config.").split("=") for o in found.overrides))

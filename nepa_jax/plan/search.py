@@ -11,9 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.config import flat_keys
 from nepa_jax.mesh import mesh_problems
-from nepa_jax.plan.estimate import Plan
+from nepa_jax.objectives.base import load_objective
+from nepa_jax.plan.estimate import Plan, abstract_mesh
+from nepa_jax.step import abstract_state
 
 WIDEST = 16  # devices of fsdp: shards of more are too small for a TPU's tiles
 REMAT = ("none", "names", "full")
@@ -44,10 +47,21 @@ def choices(config: ConfigDict, num_devices: int) -> list[Changes]:
 
 
 def _widths(config: ConfigDict, num_devices: int) -> list[int]:
+    """Of fsdp: one, and the widest that divides the devices and every axis that it is to split."""
     width = WIDEST
-    while num_devices % width or config.model.embed_dim % width:
+    while width > 1 and not _divides(config, num_devices, width):
         width //= 2
     return sorted({1, width})
+
+
+def _divides(config: ConfigDict, num_devices: int, width: int) -> bool:
+    spread = changed(config, {"mesh.data": -1, "mesh.fsdp": width, "optim.accum_steps": 1})
+    try:
+        mesh = abstract_mesh(spread, num_devices)
+        abstract_state(spread, load_objective(config.objective.name), mesh)
+    except UserError:
+        return False
+    return True
 
 
 def _saves_no_less(one: Changes, other: Changes) -> bool:

@@ -51,6 +51,12 @@ def test_choices_differ_in_mesh_remat_and_microbatches_and_all_are_valid(config)
     assert {each["optim.accum_steps"] for each in found} == {1, 2, 8, 32}
 
 
+def test_fsdp_is_no_wider_than_every_axis_allows():
+    config = small.resolved("mae", data__batch_size="1024", objective__decoder_embed_dim="24")
+    assert {each["mesh.fsdp"] for each in choices(config, 16)} == {1, 8}
+    assert {each["mesh.fsdp"] for each in choices(config, 4)} == {1, 4}
+
+
 @pytest.mark.parametrize("gib", [1.0, 40.0, 300.0, 3000.0])
 def test_the_first_that_fits_is_found_by_halving(config, gib):
     compiler = Compiler(gib)

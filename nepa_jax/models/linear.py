@@ -42,7 +42,7 @@ def _sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of kernel and bias, float32."""
     outputs = grad.shape[len(batch) :]
-    by_bias = jnp.sum(grad, batch, dtype=reduce_dtype)
+    by_bias = _sum_over(batch, grad, reduce_dtype)
     if len(outputs) > 1:
         # Heads side by side: as an axis of its own a narrow one leaves half of a matrix unit idle.
         grad = jax.lax.optimization_barrier(grad.reshape(*grad.shape[:-2], -1))
@@ -51,6 +51,14 @@ def _sums(
         by_kernel = jax.lax.optimization_barrier(by_kernel)
     by_kernel = by_kernel.reshape(x.shape[len(batch) :] + outputs)
     return by_kernel.astype(jnp.float32), by_bias.astype(jnp.float32)
+
+
+def _sum_over(batch: tuple[int, ...], grad: jax.Array, reduce_dtype: str) -> jax.Array:
+    """Queries, keys and values each by themselves, so that a sum joins what makes its terms."""
+    if grad.ndim == len(batch) + 3:
+        parts = jnp.moveaxis(grad, len(batch), 0)
+        return jnp.stack([jnp.sum(part, batch, dtype=reduce_dtype) for part in parts])
+    return jnp.sum(grad, batch, dtype=reduce_dtype)
 
 
 affine.defvjp(_affine_forward, _affine_backward)

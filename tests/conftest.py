@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,20 @@ import small  # noqa: E402
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Forty labelled 16 px images as prepared records."""
     return small.write_dataset(tmp_path_factory.mktemp("data") / "set", seed=0)
+
+
+@pytest.fixture(scope="session")
+def kit() -> ModuleType:
+    """How models with random parameters in every place are made, and their configs."""
+    import variants
+
+    return variants
+
+
+@pytest.fixture(scope="session")
+def workdir(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A function from a variant's name to a workdir with such a model."""
+    return kit.workdirs(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.plan.checks import check_step
 from nepa_jax.plan.where import lines_of
-from nepa_jax.run.setup import check_config
 
 MEASURES: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
     "step": bench_step,
@@ -56,9 +56,7 @@ def measure(what: str, config: ConfigDict) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the config, or the data set is needed and cannot be read.
     """
-    checked = ConfigDict(config.to_dict())
-    checked.data.path = checked.data.path or "not needed"
-    check_config(checked, load_objective(config.objective.name))
+    check_step(config, jax.device_count())
     return MEASURES[what](config)
 
 

@@ -7,7 +7,7 @@ loops around it run.
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 COLLECTIVES = (
@@ -67,15 +67,12 @@ class Program:
     """A compiled program."""
 
     computations: dict[str, Computation]  # the last is the entry
-    _fused: set[str] = field(init=False)
 
-    def __post_init__(self):
-        self._fused = {
-            name for op in self._all() if op.kind == "fusion" for name in op.called
-        }  # fmt: skip
-
-    def _all(self) -> Iterator[Op]:
-        return (op for each in self.computations.values() for op in each.values())
+    @cached_property
+    def _fused(self) -> set[str]:
+        """The computations inside of fusions."""
+        ops = (op for each in self.computations.values() for op in each.values())
+        return {name for op in ops if op.kind == "fusion" for name in op.called}
 
     @cached_property
     def times(self) -> dict[str, int]:

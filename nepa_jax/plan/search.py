@@ -35,6 +35,11 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     return copy
 
 
+def options(changes: Mapping[str, Any]) -> list[str]:
+    """The same changes, to paste into a command."""
+    return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
 def choices(config: ConfigDict, num_devices: int) -> list[Changes]:
     """All that are tried, those that save least first. Each gives the same update."""
     images = config.data.batch_size * max(config.mesh.tensor, 1) // num_devices
@@ -99,7 +104,7 @@ def planned(config: ConfigDict, changes: Changes, plan: Planner) -> Plan:
     """The plan of a choice, with what it changes in the config."""
     new = changed(config, changes)
     other = {key: value for key, value in changes.items() if flat_keys(config)[key] != value}
-    return replace(plan(new), overrides=[f"--config.{k}={v}" for k, v in other.items()])
+    return replace(plan(new), overrides=options(other))
 
 
 def all_that_fit(config: ConfigDict, num_devices: int, plan: Planner) -> Iterator[Plan]:

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 from nepa_jax import config as configs
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import warn
-from nepa_jax.mesh import mesh_problems
-from nepa_jax.objectives.base import load_objective
+from nepa_jax.plan.checks import check_step
 from nepa_jax.plan.chips import Topology, topology_of
 from nepa_jax.plan.compile import compiled, has_compiler, wanted_compiler
 from nepa_jax.plan.estimate import Plan, estimate
@@ -75,19 +74,10 @@ def plans(config: ConfigDict, names: list[str], asked: Asked) -> Iterator[dict[s
             raise UserError(f"--where needs the TPUs' compiler, which is not installed; try: {how}")
         warn(f"the TPUs' compiler is not installed: all figures are by formula; try: {how}")
     for topology in topologies:
-        resolved = _resolved(config, topology)
+        check_step(config, topology.num_devices)
+        resolved = configs.resolve(config, IMAGES, "tpu")
         one = partial(compiled, where=asked.where) if by_compiler else estimate
         yield _planned(resolved, topology, partial(one, topology=topology), asked)
-
-
-def _resolved(config: ConfigDict, topology: Topology) -> ConfigDict:
-    """Raises UserError: all mistakes of the config."""
-    checked, objective = ConfigDict(config.to_dict()), load_objective(config.objective.name)
-    checked.data.path = checked.data.path or "not needed"
-    checks = [partial(mesh_problems, num_devices=topology.num_devices)]
-    checks += [objective.problems] if hasattr(objective, "problems") else []
-    configs.validate(checked, *checks)
-    return configs.resolve(config, IMAGES, "tpu")
 
 
 def _planned(config: ConfigDict, topology: Topology, one: Planner, asked: Asked) -> dict[str, Any]:

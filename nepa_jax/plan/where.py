@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from nepa_jax.plan.hlo import COLLECTIVES, FREE, Computation, Op, Program, bytes_of, flops_of
 
 PARTS = (
-    *("embed", "norm", "norm1", "qkv", "qk_norm", "rope", "qk_norm_rope", "attention", "attn_out"),
+    *("embed", "norm", "norm1", "qkv", "qk_norm_rope", "attention", "attn_out"),
     *("norm2", "mlp_up", "gelu", "swiglu", "geglu", "mlp_down", "loss", "optimizer"),
 )
 REST = ("stacking", "copies", "other", "collectives")  # what no scope is around

@@ -12,6 +12,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.memory import memory_bytes
 from nepa_jax.plan.chips import GIB
 from nepa_jax.plan.estimate import device_bytes, step_bytes
+from nepa_jax.plan.search import changed, options
 from nepa_jax.step import TrainState
 
 Compile = Callable[[ConfigDict], Any]  # a config's step, as a program
@@ -101,14 +102,9 @@ def fitting(config: ConfigDict, compile_step: Compile, devices: int) -> Any:
 
 def _advice(config: ConfigDict, compile_step: Compile, devices: int, needed: int, free: int) -> str:
     for changes in _smaller(config, devices, needed / max(free, 1)):
-        smaller = ConfigDict(config.to_dict())
-        for key, value in changes.items():
-            section, name = key.split(".")
-            smaller[section][name] = value
-        took = needed_bytes(compile_step(smaller))
+        took = needed_bytes(compile_step(changed(config, changes)))
         if took <= free:
-            words = " ".join(f"--config.{key}={value}" for key, value in changes.items())
-            return f"try {words}, which needs {took / GIB:.1f} GiB and gives the same update"
+            return f"try {' '.join(options(changes))}, which needs {took / GIB:.1f} GiB and gives the same update"
     return "try a smaller model, a smaller data.batch_size, or more devices with mesh.fsdp"
 
 

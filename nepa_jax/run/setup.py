@@ -21,8 +21,9 @@ from nepa_jax.checkpoint.saving import Checkpoints, check_same_run, config_chang
 from nepa_jax.data.loader import Loader
 from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
 from nepa_jax.loading import load_onto
-from nepa_jax.mesh import host_part, make_mesh, mesh_problems
+from nepa_jax.mesh import host_part, make_mesh
 from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.plan.checks import check_run
 from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
@@ -215,7 +216,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
         UserError: a mistake in the config, the data set or the workdir; or the hosts differ.
     """
     objective = load_objective(config.objective.name)
-    check_config(config, objective)
+    check_run(config, objective, jax.device_count())
     folder = writable_folder(workdir)
     lock = stack.enter_context(WorkdirLock(folder)) if jax.process_index() == 0 else None
     stack.enter_context(compiled_programs_kept())
@@ -236,13 +237,6 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     )
     announce(run)
     return run
-
-
-def check_config(config: ConfigDict, objective: Objective) -> None:
-    """Raises UserError: all mistakes of a config, those of its mesh and its objective too."""
-    checks = [partial(mesh_problems, num_devices=jax.device_count())]
-    checks += [objective.problems] if hasattr(objective, "problems") else []
-    configs.validate(config, *checks)
 
 
 def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:

@@ -41,7 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
 def nepa(config: ConfigDict) -> None:
     """The released recipe's parts (configs/nepa.py) at a size and length for minutes."""
     # Without the class token's own term, which can only learn the mean of the first patches.
-    config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=False, causal=True)
+    config.objective = dict(
+        name="nepa_jax.objectives.nepa", include_cls=False, causal=True, shift=1, stop_gradient=True
+    )
     config.model.update(norm_eps=1e-12, qk_norm=True)
     with config.ignore_type():
         config.model.rope_base = 100.0

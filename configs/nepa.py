@@ -46,7 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
         config.optim.base_lr = 3e-4  # paper, Table 4, as are weight decay, betas, batch, EMA
         config.optim.clip_norm = None if paper else 1.0  # default of the trainer the release uses
         config.optim.ema_decay = 0.9999
-    config.objective = dict(name="nepa_jax.objectives.nepa", include_cls=True, causal=True)
+    config.objective = dict(
+        name="nepa_jax.objectives.nepa", include_cls=True, causal=True, shift=1, stop_gradient=True
+    )
     config.data.update(crop_scale=(0.08, 1.0), interpolation="bilinear")  # released transforms
     total = 800.0 if paper and size in LARGE else 1600.0  # paper, Table 4; released scripts: 1600
     config.schedule.update(total_epochs=total, warmup_epochs=40.0)

@@ -86,7 +86,7 @@ def nepa_config(c: dict) -> dict:
             qkv_bias=c["qkv_bias"], qk_norm_bias=c["qk_norm_bias"],
             layer_scale_init=c["layerscale_value"], norm_eps=c["layer_norm_eps"], init="normal", **RAW_PIXELS,
         ),
-        objective=dict(include_cls=True, num_classes=c.get("num_labels"), pool="mean", causal=c["is_causal"]),
+        objective=dict(include_cls=True, shift=1, stop_gradient=True, num_classes=c.get("num_labels"), pool="mean", causal=c["is_causal"]),
     )  # fmt: skip
 
 

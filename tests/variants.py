@@ -16,7 +16,7 @@ from nepa_jax.objectives.base import load_objective
 
 NEPA = dict(qk_norm=True, layer_scale_init=1e-5, norm_eps=1e-12, init="normal", rope_rescale=2.0)
 OBJECTIVES = {
-    "nepa": dict(name="nepa_jax.objectives.nepa", include_cls=True, causal=True),
+    "nepa": dict(name="nepa_jax.objectives.nepa", include_cls=True, causal=True, shift=1, stop_gradient=True),
     "mae": dict(
         name="nepa_jax.objectives.mae", mask_ratio=0.75, norm_pix_loss=True,
         decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, decoder_mlp_ratio=4.0,

@@ -51,7 +51,8 @@ RENAMED = (
 # Keys that configs saved earlier lack, with what such a config stands for.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
-    "nepa_jax.objectives.nepa": dict(causal=True),
+    "run": dict(residual_dtype="float32"),
+    "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
 }
 
@@ -77,9 +78,8 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 def with_later_keys(config: ConfigDict) -> ConfigDict:
     """The config itself, with the keys that came after it was written."""
-    model, _ = _place(config, "model")
-    objective, _ = _place(config, "objective")
-    for section, keys in ((model, "model"), (objective, objective.get("name", ""))):
+    model, run, objective = (_place(config, name)[0] for name in ("model", "run", "objective"))
+    for section, keys in ((model, "model"), (run, "run"), (objective, objective.get("name", ""))):
         for name, value in _LATER_KEYS.get(keys, {}).items():
             if name not in section:
                 section[name] = value

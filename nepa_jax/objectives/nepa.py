@@ -5,6 +5,9 @@ patch that comes next. The targets are the input embeddings themselves, gradient
 patch is only ever a target: no other token may see it and its own output predicts nothing, so that
 leaving it out changes neither the loss nor any gradient. Without the causal mask (an option of the
 released code) all tokens see it, and it is read too.
+
+The controls of the paper's Table 1a are values of the config: ``causal``, ``stop_gradient``, and
+``shift``, how many places ahead is predicted (1; at 0 every token predicts itself).
 """
 
 import jax
@@ -14,7 +17,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from nepa_jax.base.keys import named_key
-from nepa_jax.base.sections import section_problems
+from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.vit import ViT, vit_config
@@ -32,15 +35,26 @@ from nepa_jax.objectives.base import (
 
 
 class NEPA(nnx.Module):
-    """A ViT, its attention mask, and the one choice of the loss."""
+    """A ViT, its attention mask, and what is predicted from where."""
 
-    def __init__(self, vit: ViT, include_cls: bool, causal: bool):
+    def __init__(
+        self, vit: ViT, *, include_cls: bool, causal: bool, shift: int, stop_gradient: bool
+    ):
         self.vit = vit
         self.include_cls = include_cls
         self.causal = causal
+        self.shift = shift
+        self.stop_gradient = stop_gradient
+
+    @property
+    def first(self) -> int:
+        """The first token that predicts."""
+        return 0 if self.include_cls else 1
 
 
-DEFAULTS = dict(name="", include_cls=True, causal=True)
+independent = True
+DEFAULTS = dict(name="", include_cls=True, causal=True, shift=1, stop_gradient=True)
+BOUNDS = {"shift": Bound("[0, 1024]", "1")}
 
 alarms = (
     Alarm(
@@ -53,12 +67,17 @@ alarms = (
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""
-    return list(section_problems("objective", config.objective, DEFAULTS, {}).values())
+    found = section_problems("objective", config.objective, DEFAULTS, BOUNDS)
+    if not found and (num_patches := vit_config(config).num_patches) <= config.objective.shift:
+        found["objective.shift"] = (
+            f"objective.shift = {config.objective.shift}: an image has {num_patches} patches; try 1"
+        )
+    return list(found.values())
 
 
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> NEPA:
-    objective = config.objective
-    return NEPA(ViT(vit_config(config), rngs), objective.include_cls, objective.causal)
+    choices = {key: config.objective[key] for key in DEFAULTS if key != "name"}
+    return NEPA(ViT(vit_config(config), rngs), **choices)
 
 
 def loss(model: NEPA, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
@@ -69,18 +88,18 @@ def loss(model: NEPA, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Ar
     vit = model.vit
     grid = vit.grid(batch["image"])
     embeddings = vit.embed(vit.patches(batch["image"]))  # [B, N, D]
-    num_patches = embeddings.shape[1]
-    read = num_patches if model.causal else 1 + num_patches  # tokens
+    places = 1 + embeddings.shape[1] - model.shift  # tokens that predict another: 0 … places - 1
+    read = places if model.causal else 1 + embeddings.shape[1]
     inputs = vit.prepend_class(embeddings[:, : read - 1]) + vit.positions(grid)[:read]
     rope = jax.tree.map(lambda table: table[:read], vit.rope(grid, named_key(key, "rope")))
     keys = image_keys(key, batch, "drop_path")
     hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=model.causal, keys=keys)
     with jax.named_scope("loss"):
-        predictions = vit.norm(hidden[:, :num_patches])  # [B, N, D]; place t predicts patch t
-        targets = jax.lax.stop_gradient(embeddings)
-        first = 0 if model.include_cls else 1
-        similarity = cosine(predictions, targets)[:, first:]
-        return -jnp.mean(similarity), Aux(health(predictions, targets))
+        predictions = vit.norm(hidden[:, model.first : places])
+        targets = vit.prepend_class(embeddings)[:, model.first + model.shift :]
+        if model.stop_gradient:
+            targets = jax.lax.stop_gradient(targets)
+        return -jnp.mean(cosine(predictions, targets)), Aux(health(predictions, targets))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -95,7 +114,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 def health(predictions: jax.Array, targets: jax.Array) -> Metrics:
     """Is anything learned? The loss of copying the last patch, and spreads (1 isotropic, 0 collapse)."""
-    predictions = jax.lax.stop_gradient(predictions)
+    predictions, targets = jax.lax.stop_gradient((predictions, targets))
     return {
         "cos_copy": jnp.mean(cosine(targets[:, :-1], targets[:, 1:])),
         "target_std": spread_of(targets),
@@ -122,6 +141,6 @@ def encode(model: NEPA, images: jax.Array, layer: int | None = -1) -> Features:
 
 def describe(config: ConfigDict) -> Description:
     vit = vit_config(config)
-    tokens = vit.num_patches + (0 if config.objective.causal else 1)
+    tokens = 1 + vit.num_patches - (config.objective.shift if config.objective.causal else 0)
     macs = vit.num_patches * vit.patch_dim * vit.embed_dim + block_macs(vit, tokens)
     return Description(tokens, count_parameters(init_model, config), training_flops(macs))

@@ -66,6 +66,8 @@ def test_a_config_comes_back(kit, name, variant, alone):
         "model.pixel_std",
         "model.posemb",
         "objective.include_cls",
+        "objective.shift",
+        "objective.stop_gradient",
     }
     drop |= {"model.drop_path_rate"} | ({"model.qk_norm_affine"} if name == "timm_eva" else set())
     for key in before:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -12,11 +12,13 @@ import numpy as np
 from nepa_jax.base.errors import UnavailableError, UserError
 from nepa_jax.data.decode import decoded
 from nepa_jax.data.draws import example_rng
+from nepa_jax.data.masks import IGNORED
 from nepa_jax.data.records import RecordSet
 from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.data.transforms import transform
+from nepa_jax.data.transforms import of_masks, transform
 
-Batch = dict[str, np.ndarray]  # image uint8 [rows, H, W, C]; label int32 [rows] if it is labelled
+# image uint8 [rows, H, W, C]; label int32 [rows] if it is labelled; mask uint8 [rows, H, W] if asked
+Batch = dict[str, np.ndarray]
 
 MAX_SUBSTITUTES = 16
 PARTS_PER_THREAD = 16  # of the rows; the more, the less the others wait for the last thread
@@ -102,12 +104,16 @@ class BatchMaker:
         made = Made({"image": image}, Account(task.first, np.full(rows, -1, np.int64), met))
         if self.records.labelled:
             made.batch["label"] = np.full(rows, -1, np.int32)
+        if self.config.masks:
+            made.batch["mask"] = np.empty(image.shape[:3], np.uint8)
         num_parts = min(rows, PARTS_PER_THREAD * self.config.threads)
         parts = np.array_split(np.arange(rows), num_parts)
         for fill in self._pool.map(lambda part: self._fill(made, task, part), parts):
             met.num_bytes += fill.num_bytes
             met.bad += fill.bad
         image[~made.account.valid] = 0
+        if self.config.masks:
+            made.batch["mask"][~made.account.valid] = IGNORED
         return made
 
     def _fill(self, made: Made, task: Task, rows: Sequence[int]) -> Fill:
@@ -146,9 +152,13 @@ class BatchMaker:
             record = self.records[index]
             name = record.name
             fill.num_bytes += len(record.image)
-            rng = example_rng("augment", self.config.seed, position)
+            draws = partial(example_rng, "augment", self.config.seed, position)
             with decoded(record.image, self.config.channels) as pixels:
-                transform(self.config, pixels, rng, made.batch["image"][row])
+                transform(self.config, pixels, draws(), made.batch["image"][row])
+                size = pixels.shape[:2]
+            if self.config.masks:  # the same draws once more move it as its image
+                mask = self.records.mask(record, size)[..., None]
+                transform(of_masks(self.config), mask, draws(), made.batch["mask"][row, ..., None])
         except (UserError, UnavailableError, MemoryError):
             raise
         except Exception as error:

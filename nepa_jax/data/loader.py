@@ -60,13 +60,17 @@ class Loader:
     damaged, or is smaller than one batch.
     """
 
-    def __init__(self, config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> None:
+    def __init__(
+        self, config: LoaderConfig, host: int = 0, num_hosts: int = 1, first: int | None = None
+    ) -> None:
+        """With ``first`` the first so many records are the whole set."""
         _check(config, host, num_hosts)
         self.config = config
-        self.records = open_dataset(config.path, config.split)
+        self.records = _opened(config)
+        self._count = min(len(self.records), first or len(self.records))
         self._check_size()
         self._part = (host, num_hosts)
-        order = Order(len(self.records), config.seed, shuffle=True)
+        order = Order(self.num_examples, config.seed, shuffle=True)
         self._blocks = Blocks(order, config.batch_size // num_hosts)
         self._bad = BadCount(config)
         self._num_bytes, self._num_ready = 0, 0
@@ -76,8 +80,8 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This host's rows b = B / num_hosts of the batch of `step`.
 
-        image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled. Consecutive steps
-        are read ahead; any other step starts anew there. Raises UserError when too many examples
+        image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled; mask uint8 [b, H, W]
+        (255: no class), if the config asks for it. Consecutive steps are read ahead; any other step starts anew there. Raises UserError when too many examples
         cannot be decoded.
         """
         return self.made(step).batch
@@ -112,7 +116,7 @@ class Loader:
 
     @property
     def num_examples(self) -> int:
-        return len(self.records)
+        return self._count
 
     @property
     def fingerprint(self) -> str:
@@ -164,8 +168,12 @@ class Loader:
             _check_fixed_size(self.records, self.config)
 
 
-def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Iterator[Made]:
+def iter_epoch(
+    config: LoaderConfig, host: int = 0, num_hosts: int = 1, first: int | None = None
+) -> Iterator[Made]:
     """This host's rows of one pass: every example once, in the order of the record numbers.
+
+    With ``first`` so many records alone, from the beginning; no other is read.
 
     As Loader.made; rows that fill up the last batch and those of undecodable examples are not valid:
     image 0, label and index -1. Every host gets the same number of batches. `crop` must be center
@@ -175,16 +183,17 @@ def iter_epoch(config: LoaderConfig, host: int = 0, num_hosts: int = 1) -> Itera
     _check(config, host, num_hosts)
     config = replace(config, resize="exact")
     calm = replace(config, flip=False, augment="none", erase_prob=0.0)
-    if config.crop == "random" or config != calm:
+    if config.crop in ("random", "random_clipped", "scale_jitter") or config != calm:
         keys = ("crop", "flip", "augment", "erase_prob")
         found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(
             f"{found} is random: a pass for evaluation wants crop='center' or 'none', "
             "flip=False, augment='none', erase_prob=0"
         )
-    records = open_dataset(config.path, config.split)
-    order = Order(len(records), seed=0, shuffle=False, repeat=False)
-    num_steps = math.ceil(len(records) / config.batch_size)
+    records = _opened(config)
+    count = min(len(records), first or len(records))
+    order = Order(count, seed=0, shuffle=False, repeat=False)
+    num_steps = math.ceil(count / config.batch_size)
     stream = Stream(
         BatchMaker(config, records, substitute=False),
         Blocks(order, config.batch_size // num_hosts),
@@ -205,6 +214,23 @@ def _check(config: LoaderConfig, host: int, num_hosts: int) -> None:
         raise ValueError(f"host {host} of {num_hosts}")
     if found := problems(config, num_hosts) or memory_problems(config, num_hosts):
         raise UserError("; ".join(found))
+
+
+def _opened(config: LoaderConfig) -> RecordSet:
+    """The records of a config. Raises UserError if it wants masks and there are none."""
+    records = open_dataset(config.path, config.split)
+    if config.masks:
+        require_masks(records)
+    return records
+
+
+def require_masks(records: RecordSet) -> None:
+    """Raises UserError if the split has no masks."""
+    if records.masks is None:
+        raise UserError(
+            f"{records.path}, split {records.split!r}, has no masks: prepare a folder with "
+            "images/SPLIT and annotations/SPLIT, as ADE20K has them, by `nepa-jax data prepare`"
+        )
 
 
 def _check_fixed_size(records: RecordSet, config: LoaderConfig) -> None:

@@ -170,3 +170,14 @@ def _contradictions(entry: Mapping[str, Any], classes: list[str], place: str) ->
         yield f"{place}shards names a file twice"
     if entry["labelled"] and not classes:
         yield f"{place}labelled is true, and there are no classes"
+    if "masks" in entry and not _are_masks(entry["masks"], classes):
+        yield f"{place}masks is {reprlib.repr(entry['masks'])}, and must say what values mean"
+
+
+def _are_masks(found: Any, classes: list[str]) -> bool:
+    """Whether it says what the values of masks mean, and there are classes for them."""
+    if not isinstance(found, dict) or found.keys() != {"ignore", "reduce_zero_label"}:
+        return False
+    ignore = found["ignore"]
+    whole = type(ignore) is int and 0 <= ignore <= 255
+    return whole and isinstance(found["reduce_zero_label"], bool) and 1 <= len(classes) <= 255

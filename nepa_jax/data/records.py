@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.manifest import AGAIN, cannot_read, read_manifest
+from nepa_jax.data.masks import MaskRule, class_mask
 
 OPENING_THREADS = 16  # a mounted bucket takes its time for every file
 READER_OPTIONS = "readahead_buffer_size:0"  # records are read one by one, at random
@@ -32,21 +34,30 @@ class RecordError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example: the encoded image, its label (None if unlabelled) and its name."""
+    """One example: the encoded image, its label (None if unlabelled), its name, and the encoded
+    mask of its pixels' classes (None in a set without)."""
 
     image: bytes
     label: int | None
     name: str
+    mask: bytes | None = None
 
 
-FIELD_TYPES = {"image": (bytes,), "label": (int, type(None)), "name": (str,)}
+FIELD_TYPES = {
+    "image": (bytes,),
+    "label": (int, type(None)),
+    "name": (str,),
+    "mask": (bytes, type(None)),
+}
 
 
 def pack(record: Record) -> bytes:
-    """The stored form of a record: a msgpack map; an unlabelled record has no `label` key."""
+    """The stored form of a record: a msgpack map without the keys of what is None."""
     fields: dict[str, Any] = {"image": record.image, "name": record.name}
     if record.label is not None:
         fields["label"] = record.label
+    if record.mask is not None:
+        fields["mask"] = record.mask
     return msgpack.packb(fields, unicode_errors="surrogateescape")
 
 
@@ -65,7 +76,7 @@ def unpack(data: bytes, num_classes: int) -> Record:
     label = get("label")
     if label not in (range(num_classes) if num_classes else (None,)):
         raise RecordError(f"label {label} in a set of {num_classes} classes")
-    return Record(get("image"), label, get("name"))
+    return Record(get("image"), label, get("name"), get("mask"))
 
 
 class Shard(NamedTuple):
@@ -81,6 +92,7 @@ class RecordSet:
     """The records of one split, by number. Pickles without open files.
 
     classes: the class names by label; empty if nothing in the data set is labelled.
+    masks: what the values of the masks mean; None if the split has none.
     """
 
     path: str
@@ -89,6 +101,7 @@ class RecordSet:
     labelled: bool
     classes: tuple[str, ...]
     fingerprint: str
+    masks: MaskRule | None = None
 
     @property
     def num_classes(self) -> int:
@@ -120,6 +133,15 @@ class RecordSet:
     def read(self, indices: Iterable[int]) -> list[Record]:
         """Reads several records, in the given order. Raises as `[]` does."""
         return [self[int(index)] for index in indices]
+
+    def mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
+        """The classes of a record's pixels, uint8 [h, w], 255 for none; its image has this size.
+
+        Raises RecordError if the record has no mask, DecodeError as `class_mask` does.
+        """
+        if record.mask is None or self.masks is None:
+            raise RecordError("there is no mask")
+        return class_mask(record.mask, self.masks, self.num_classes, size)
 
     def open(self) -> None:
         """Opens all shards, which the first read would do.
@@ -176,6 +198,7 @@ def open_dataset(path: str | Path, split: str = "train") -> RecordSet:
         labelled=info["labelled"],
         classes=tuple(manifest["classes"]),
         fingerprint=info["fingerprint"],
+        masks=MaskRule(**info["masks"]) if "masks" in info else None,
     )
     records.open()
     return records

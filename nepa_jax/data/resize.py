@@ -15,6 +15,9 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+NEAREST = "nearest"  # for masks, and by resize_exact alone
+FILTERS = {**INTERPOLATIONS, NEAREST: Image.Resampling.NEAREST}
+
 Size = tuple[int, int]  # (width, height)
 
 MAX_SHRINK = 4  # beyond it the prefilter is so wide that averaging first is faster
@@ -36,7 +39,7 @@ def resize_exact(pixels: np.ndarray, size: Size, interpolation: str) -> np.ndarr
 
     `pixels` may be a window of a larger image, C 1 or 3.
     """
-    resized = _to_pillow(pixels).resize(size, INTERPOLATIONS[interpolation])
+    resized = _to_pillow(pixels).resize(size, FILTERS[interpolation])
     return np.asarray(resized).reshape(size[1], size[0], pixels.shape[2])
 
 

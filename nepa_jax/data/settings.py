@@ -35,8 +35,9 @@ class LoaderConfig:
     channels: int = key(3, (1, 3))  # decode.MODES
     batch_size: int = key(4096, Bound("[1, 16777216]", "256"))  # images per step, of all hosts
     seed: int = key(0)
-    # How images are cut: transforms.CROPS.
-    crop: str = key("random", ("random", "center", "none"))
+    masks: bool = key(False)  # of a set that has them: the batch gets the classes of its pixels
+    # How images are cut, and masks with them: transforms.CROPS.
+    crop: str = key("random", ("random", "random_clipped", "center", "none", "scale_jitter"))
     crop_scale: tuple[float, float] = key((0.2, 1.0), Bound("(0, 1]", "(0.2, 1.0)"))  # of the area
     crop_pct: float = key(0.875, Bound("[0.1, 1]", "0.875"))  # what "center" keeps of a short side
     # How pixels are resampled: resize.INTERPOLATIONS and RESIZES. "fast" has 1.5 times the speed of
@@ -77,7 +78,8 @@ def problems(config: LoaderConfig, num_hosts: int = 1) -> list[str]:
 
 def memory_problems(config: LoaderConfig, num_hosts: int) -> list[str]:
     """A line if the batches and processes of a loader without other problems do not fit here."""
-    batch = math.prod(config.image_size) * config.channels * config.batch_size // num_hosts
+    pixel = config.channels + config.masks
+    batch = math.prod(config.image_size) * pixel * config.batch_size // num_hosts
     batches = max(config.read_ahead, config.num_workers + 1) + 1  # the last one is in use
     workers = config.num_workers * (WORKER_BYTES + batch)
     wanted, limit = batches * batch + workers, SHARE_OF_MEMORY * memory_bytes()
@@ -118,3 +120,5 @@ def _contradictions(
         yield "batch_size", f"must be a multiple of the {num_hosts} hosts; try {multiple}"
     if "crop_scale" not in wrong and config.crop_scale[0] > config.crop_scale[1]:
         yield "crop_scale", "the low end comes first; try (0.2, 1.0)"
+    if config.masks and config.augment == "rand_augment":
+        yield "augment", "moves pixels, and masks would stay; try color_jitter, or none"

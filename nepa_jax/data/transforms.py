@@ -2,16 +2,22 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
 from nepa_jax.data.augment import AUGMENTS, random_erase
 from nepa_jax.data.decode import DecodeError
-from nepa_jax.data.resize import RESIZES
+from nepa_jax.data.masks import IGNORED
+from nepa_jax.data.resize import NEAREST, RESIZES
 from nepa_jax.data.settings import LoaderConfig
 
 Box = tuple[int, int, int, int]
+RATIO = (3 / 4, 4 / 3)  # of the sides of a random box
+
+JITTER = (0.5, 2.0)  # of "scale_jitter": the size, to that which just covers the crop
+GRAY = 128  # around an image that is smaller than its crop; masks have IGNORED there
 
 
 Crop = Callable[[LoaderConfig, np.ndarray, np.random.Generator], np.ndarray]
@@ -33,6 +39,13 @@ def transform(
         random_erase(out, rng, config.erase_prob)
 
 
+def of_masks(config: LoaderConfig) -> LoaderConfig:
+    """What makes of a mask, uint8 [h, w, 1], what `config` makes of its image, given the same
+    random stream: the same crop and flip, to the nearest pixel, and nothing else."""
+    plain = dict(channels=1, resize="exact", augment="none", erase_prob=0.0)
+    return replace(config, interpolation=NEAREST, **plain)
+
+
 def _resized(config: LoaderConfig, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`pixels` at the size (width, height)."""
     return RESIZES[config.resize](pixels, size, config.interpolation)
@@ -48,7 +61,7 @@ def random_resized_crop_box(
     height: int,
     rng: np.random.Generator,
     scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = RATIO,
 ) -> Box:
     """A random box (left, top, width, height) inside the image, as torchvision draws it.
 
@@ -56,13 +69,34 @@ def random_resized_crop_box(
     fits, the largest centred box whose aspect ratio is within bounds.
     """
     for _ in range(10):
-        area = width * height * _uniform(rng, *scale)
-        aspect = math.exp(_uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = _random_sides(width, height, rng, scale, ratio)
         if 0 < w <= width and 0 < h <= height:
             top = _below(rng, height - h + 1)
             return _below(rng, width - w + 1), top, w, h
     return _clipped_center_box(width, height, ratio)
+
+
+def clipped_crop_box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> Box:
+    """A random box of the first try: what does not fit is clipped to the image.
+
+    The rule of TensorFlow's models that MAE's linear probing follows (released util/crop.py).
+    """
+    w, h = _random_sides(width, height, rng, scale, RATIO)
+    w, h = min(max(w, 1), width), min(max(h, 1), height)
+    top = _below(rng, height - h + 1)
+    return _below(rng, width - w + 1), top, w, h
+
+
+def _random_sides(
+    width: int, height: int, rng: np.random.Generator,
+    scale: tuple[float, float], ratio: tuple[float, float],
+) -> tuple[int, int]:  # fmt: skip
+    """Width and height of a random share of the area and a log-uniform aspect ratio."""
+    area = width * height * _uniform(rng, *scale)
+    aspect = math.exp(_uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
 
 
 def _clipped_center_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
@@ -91,6 +125,14 @@ def _random_crop(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Genera
     return _resized(config, pixels[top : top + h, left : left + w], config.image_size[::-1])
 
 
+def _random_clipped_crop(
+    config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    left, top, w, h = clipped_crop_box(width, height, rng, config.crop_scale)
+    return _resized(config, pixels[top : top + h, left : left + w], config.image_size[::-1])
+
+
 def _center_crop(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = config.image_size
     size = pixels.shape[1::-1]
@@ -111,6 +153,28 @@ def _covering_size(size: tuple[int, int], config: LoaderConfig) -> tuple[int, in
     return least_w, max(least_h, int(least_w * height / width))
 
 
+def _scale_jitter(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random window of the image at a random size; of a small one the whole, anywhere in it."""
+    size = config.image_size
+    cover = max(want / have for want, have in zip(size, pixels.shape[:2], strict=True))
+    scale = cover * _uniform(rng, *JITTER)
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    pixels = _resized(config, pixels, (width, height))
+    fill = IGNORED if config.interpolation == NEAREST else GRAY
+    out = np.full((*size, pixels.shape[2]), fill, np.uint8)
+    places = (_overlap(have, want, rng) for have, want in zip((height, width), size, strict=True))
+    (rows_in, rows_out), (columns_in, columns_out) = places
+    out[rows_out, columns_out] = pixels[rows_in, columns_in]
+    return out
+
+
+def _overlap(have: int, want: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Which part of a side of `have` pixels is seen in one of `want`, and where it is there."""
+    start, length = _below(rng, abs(have - want) + 1), min(have, want)
+    inner, whole = slice(start, start + length), slice(0, length)
+    return (inner, whole) if have > want else (whole, inner)
+
+
 def _unchanged(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     found, wanted = pixels.shape[:2], tuple(config.image_size)
     if found != wanted:
@@ -118,4 +182,10 @@ def _unchanged(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generato
     return pixels
 
 
-CROPS: dict[str, Crop] = {"random": _random_crop, "center": _center_crop, "none": _unchanged}
+CROPS: dict[str, Crop] = {
+    "random": _random_crop,
+    "random_clipped": _random_clipped_crop,
+    "center": _center_crop,
+    "none": _unchanged,
+    "scale_jitter": _scale_jitter,
+}

@@ -62,7 +62,7 @@ def embed(
         features = extract(loaded.objective, loaded.model, batches, pool, layer)[0]
     for line in left_out.lines():
         warn(f"left out: {line}")
-    labels = np.array([example.label for example in read], np.int32) if listing.classes else None
+    labels = np.array([example.label for example in read], np.int32) if listing.labelled else None
     found = Embedded([example.name for example in read], features, labels, listing.classes)
     _write(found, place)
     return found

@@ -16,6 +16,7 @@ from nepa_jax.base.threads import ordered_map
 from nepa_jax.data.batches import BadRecord
 from nepa_jax.data.decode import DecodeError, decode, decoded, identify
 from nepa_jax.data.manifest import read_manifest
+from nepa_jax.data.masks import IGNORED
 from nepa_jax.data.records import RecordError, RecordSet, open_dataset
 
 SAMPLE = 512
@@ -118,8 +119,9 @@ def _bad_records(records: RecordSet, num_threads: int) -> list[BadRecord]:
         try:
             record = records[index]
             name = record.name
-            with decoded(record.image):
-                pass
+            with decoded(record.image) as pixels:
+                if records.masks:
+                    records.mask(record, pixels.shape[:2])
         except (RecordError, DecodeError) as error:
             return BadRecord(index, name, str(error))
         return None
@@ -150,12 +152,16 @@ def _summary(info: dict[str, Any]) -> dict[str, Any]:
 
 def _sample(records: RecordSet) -> dict[str, Any]:
     """Facts read from the headers of up to SAMPLE records. Bad ones are for `verify` to name."""
-    images, sizes = [], []
+    images, sizes, pixels = [], [], np.zeros(256, np.int64)
     chosen = np.linspace(0, len(records) - 1, min(SAMPLE, len(records)), dtype=int)
     for index in chosen:
         try:
             record = records[int(index)]
-            images.append(identify(record.image))
+            image = identify(record.image)
+            if records.masks:
+                mask = records.mask(record, image.size[::-1])
+                pixels += np.bincount(mask.reshape(-1), minlength=256)
+            images.append(image)
             sizes.append(len(record.image))
         except (RecordError, DecodeError):
             continue
@@ -167,6 +173,19 @@ def _sample(records: RecordSet) -> dict[str, Any]:
         "bytes": _spread(sizes),
         "formats": dict(Counter(image.format for image in images)),
         "modes": dict(Counter(image.mode for image in images)),
+        **(_of_pixels(pixels, records.classes) if records.masks else {}),
+    }
+
+
+def _of_pixels(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """The share of each class in the pixels that have one, and of those that have none in all."""
+    known = counts[: len(classes)]
+    shares = known / max(known.sum(), 1)
+    return {
+        "pixels": {
+            name: round(float(share), 4) for name, share in zip(classes, shares, strict=True)
+        },
+        "pixels_without_class": round(float(counts[IGNORED] / max(counts.sum(), 1)), 4),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import warn
+from nepa_jax.data.masks import MaskRule
 from nepa_jax.data.prepare.classes import normal, told_forms
 from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.members import File
@@ -54,21 +55,35 @@ NO_IMAGES = "files that are no images by their names"
 
 @dataclass(frozen=True)
 class Example:
-    """One example to be written. `read` may raise any error; it may run in any thread."""
+    """One example to be written. `read` may raise any error; it may run in any thread.
+
+    read_mask: the encoded mask of an image of a (height, width), and as `read`; None without masks.
+    """
 
     name: str
     label: int | None
     size: int
     read: Callable[[], bytes]
+    read_mask: Callable[[tuple[int, int]], bytes] | None = None
+    mask_size: int = 0
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The examples of one split, and the class names by label: none if it is unlabelled."""
+    """The examples of one split, and the class names by label: none if it is unlabelled.
+
+    masks: what their values mean; None if there are none. Else the classes are those of pixels.
+    """
 
     examples: Sequence[Example]
     classes: tuple[str, ...]
     left_out: LeftOut = field(default_factory=LeftOut)
+    masks: MaskRule | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return bool(self.classes) and self.masks is None
 
 
 def example_of(file: File, label: int | None, folder: str = "") -> Example:

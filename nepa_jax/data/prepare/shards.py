@@ -160,8 +160,10 @@ def _load_all(shard: Shard, target: Target, advance: Advance) -> Iterator[Record
 def _load(example: Example, convert: Reencode | None) -> Record | Skipped:
     try:
         image = example.read()
-        identify(image)
-        return Record(convert(image) if convert else image, example.label, example.name)
+        size = identify(image).size[::-1]
+        mask = example.read_mask(size) if example.read_mask else None
+        image = convert(image) if convert else image
+        return Record(image, example.label, example.name, mask)
     except OSError as error:
         return {"name": example.name, "reason": error.strerror or str(error)}
     except Exception as error:  # whatever the archive or the image has wrong

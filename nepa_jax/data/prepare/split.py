@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nepa_jax.data.prepare.labels import imagenet_problems
 from nepa_jax.data.prepare.left_out import LeftOut
 from nepa_jax.data.prepare.listing import Example, Listing
 from nepa_jax.data.prepare.opening import open_listing, source_path
+from nepa_jax.data.prepare.pairs import parse_masks
 from nepa_jax.data.prepare.reencode import parse_reencode
 from nepa_jax.data.prepare.shards import (
     UNFINISHED,
@@ -46,6 +47,7 @@ def prepare(
     num_threads: int = 8,
     labels: str | None = None,
     reencode: str | None = None,
+    masks: str | None = None,
 ) -> dict[str, Any]:
     """Writes the images of `source` as the split `split` of the data set in `out`.
 
@@ -55,6 +57,8 @@ def prepare(
     out: a folder, or a URL of one that fsspec can write to, such as gs://bucket/imagenet.
     labels: a file of lines `FILE_NAME CLASS`, or ImageNet's devkit, for images in no folders.
     reencode: such as "short_side=384,quality=90": stores smaller JPEGs than the original ones.
+    masks: of images/SPLIT with masks in annotations/SPLIT, what values are no class: "ignore=11",
+      "reduce_zero_label=true" (0 is none, and k is class k - 1), or both.
 
     The label is the index in the sorted class names (parquet and prepared sets keep theirs).
     Images whose header cannot be read are left out and listed. The same call goes on where a
@@ -69,11 +73,11 @@ def prepare(
     """
     path = source_path(source, out)
     store = Store(out)
-    smaller = parse_reencode(reencode) if reencode else None
+    smaller, rule = parse_reencode(reencode) if reencode else None, parse_masks(masks)
     with _scratch_folder(store, split) as scratch:
         target = Target(store, split, scratch, num_shards, num_threads, smaller)
         unfinished = scratch / UNFINISHED
-        with open_listing(path, split, unfinished, num_threads, labels) as listing:
+        with open_listing(path, split, unfinished, num_threads, labels, rule) as listing:
             for line in listing.left_out.lines():
                 warn(f"left out: {line}")
             for problem in imagenet_problems(listing, split):
@@ -195,7 +199,9 @@ def _check_examples(listing: Listing, target: Target) -> None:
         raise UserError(f"no images for split {target.split!r}: give at least one")
     if target.num_shards is not None and not 1 <= target.num_shards <= number:
         raise UserError(f"--shards={target.num_shards} for {number} images: choose 1 to {number}")
-    allowed = range(len(listing.classes)) if listing.classes else (None,)
+    if listing.masks and target.reencode:
+        raise UserError("--reencode makes images smaller, and not their masks: leave it out")
+    allowed = range(len(listing.classes)) if listing.labelled else (None,)
     for example in listing.examples:
         if example.label not in allowed:
             raise UserError(
@@ -209,9 +215,27 @@ def _in_known_classes(listing: Listing, target: Target) -> Listing:
     known = (target.store.manifest() or {}).get("classes")
     if not known or not listing.classes:
         return listing
+    if listing.masks:
+        return replace(listing, classes=_classes_of_masks(known, listing.classes, target))
     labels = labels_in(known, listing.classes, target.split, target.store.out)
     examples = [replace(each, label=labels[each.label]) for each in listing.examples]
     return replace(listing, examples=examples, classes=tuple(known))
+
+
+def _classes_of_masks(
+    known: Sequence[str], new: tuple[str, ...], target: Target
+) -> tuple[str, ...]:
+    """The classes of a set, which its masks have by their numbers; of numbered ones some may lack.
+
+    Raises UserError if they are others.
+    """
+    numbered = tuple(map(str, range(len(known))))
+    if tuple(known) == new or (tuple(known) == numbered and new == numbered[: len(new)]):
+        return tuple(known)
+    raise UserError(
+        f"split {target.split!r} has other classes than {target.store.out} ({len(new)} and "
+        f"{len(known)}): give both the same classes.txt, or prepare it into another --out"
+    )
 
 
 def _manifest_with_classes(listing: Listing, target: Target) -> dict[str, Any]:
@@ -253,6 +277,8 @@ def _plan_digest(shards: Sequence[Shard], listing: Listing, target: Target) -> s
         digest.update(shard.file.encode())
         for example in shard.examples:
             digest.update(repr((example.name, example.label, example.size)).encode())
+            if listing.masks:
+                digest.update(repr((example.mask_size, astuple(listing.masks))).encode())
     return digest.hexdigest()
 
 
@@ -261,18 +287,22 @@ def _split_entry(written: Sequence[Written], listing: Listing, target: Target) -
     counts = sum((Counter(shard.counts) for shard in written), Counter())
     # Of the records' hashes: the same for any number of shards, and each shard can be hashed
     # on its own.
-    digests = "".join(digest for shard in written for digest in shard.digests)
+    digest = hashlib.sha256(bytes.fromhex("".join(d for shard in written for d in shard.digests)))
+    if listing.masks:  # the same bytes may mean other classes
+        digest.update(repr((astuple(listing.masks), listing.classes)).encode())
     shards = [
         {"file": shard.file, "num_records": shard.num_records, "bytes": shard.bytes}
         for shard in written
     ]
     per_class = [counts[str(label)] for label in range(len(listing.classes))]
+    masks = {"masks": asdict(listing.masks)} if listing.masks else {}
     return {
+        **masks,
         "num_examples": sum(shard.num_records for shard in written),
-        "labelled": bool(listing.classes),
+        "labelled": listing.labelled,
         "bytes": sum(shard.bytes for shard in written),
-        "fingerprint": hashlib.sha256(bytes.fromhex(digests)).hexdigest(),
-        "examples_per_class": [min(per_class), max(per_class)] if per_class else None,
+        "fingerprint": digest.hexdigest(),
+        "examples_per_class": [min(per_class), max(per_class)] if listing.labelled else None,
         "reencode": asdict(target.reencode) if target.reencode else None,
         "num_ignored": sum(listing.left_out.counts.values()),
         "num_skipped": len(skipped),

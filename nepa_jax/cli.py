@@ -16,6 +16,7 @@ from nepa_jax.base.streams import lost_output, make_standard_streams_last
 from nepa_jax.base.text import printable
 from nepa_jax.base.verbs import Parser, group, option, parse, verb, whole
 from nepa_jax.base.version import versions
+from nepa_jax.evals.verb import add_verbs as add_eval_verbs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -281,27 +282,7 @@ def import_(args: Namespace) -> None:
     print(f"next: python -c \"import nepa_jax; nepa_jax.load('{args.workdir}')\"")
 
 
-@verb(
-    VERBS, "embed", "write features of any images",
-    "PHOTOS --checkpoint=W --layer=-1 --pool=mean --out=features.npz",
-    option("images", nargs="+", help="files; or one folder, archive or prepared set"),
-    option("--checkpoint", required=True, help="workdir, export, or weights of others"),
-    option("--layer", type=int, default=-1, help="0: the embedding; -1: the last"),
-    option("--pool", choices=("mean", "cls", "last", "none"), default="mean"),
-    option("--split", default="train", help="of a source that has several"),
-    option("--out", required=True, help="a file .npz"),
-    EMA,
-    option("--objective", help="the module of one's own that the weights belong to"),
-)  # fmt: skip
-def embed(args: Namespace) -> None:
-    from nepa_jax.evals.embed import embed
-    from nepa_jax.loading import load
-
-    loaded = load(args.checkpoint, ema=args.ema, objective=args.objective)
-    found = embed(args.images, loaded, args.out, args.layer, args.pool, args.split)
-    labels = f", labels of {len(found.classes)} classes" if found.classes else ""
-    print(f"done: {args.out}: names, features float32 {list(found.features.shape)}{labels}")
-    print(f"next: python -c \"import numpy; print(numpy.load('{args.out}')['features'])\"")
+add_eval_verbs(VERBS)
 
 
 # Speed

@@ -52,6 +52,12 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     return Mesh(places, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
+def side_by_side() -> Mesh:
+    """The mesh of all devices of all hosts, each with all parameters: for work without training."""
+    places = np.array(jax.devices()).reshape(-1, 1, 1)
+    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
     """Sizes of data, fsdp and tensor, with -1 filled in.
 

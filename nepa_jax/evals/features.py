@@ -1,13 +1,22 @@
-"""Frozen features: one pooled vector per image, at any layer."""
+"""Frozen features: pooled vectors of images, at any layer, by several poolings at once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.data.loader import LoaderConfig, iter_epoch
+from nepa_jax.loading import Loaded
+from nepa_jax.mesh import host_part, put_batch, replicated, side_by_side
 from nepa_jax.objectives.base import Features, Objective, encode
+
+AHEAD = 2  # batches that the devices have while the one before is taken
 
 
 def class_token(features: Features) -> jax.Array:
@@ -26,6 +35,91 @@ POOLS: dict[str, Callable[[Features], jax.Array]] = {
 }
 
 
+class Rows(NamedTuple):
+    """Some images of a split, in order."""
+
+    pooled: dict[str, np.ndarray]  # pooling -> float32 [layers, b, D], or [layers, b, N, D]
+    labels: np.ndarray  # int32 [b]; -1 where the set has none
+    index: np.ndarray  # int32 [b], the records' numbers
+
+
+def encoded(
+    loaded: Loaded,
+    data: LoaderConfig,
+    pools: Sequence[str],
+    layers: Sequence[int],
+    first: int | None = None,
+) -> Iterator[Rows]:
+    """A split once through the encoder, in the order of its records, whole on every host.
+
+    Each host reads its part of every batch and all devices share the batch; while they work the next
+    ones are decoded. Records that cannot be decoded are left out.
+
+    Args:
+        loaded: the encoder.
+        data: a split, and how its images are cut, without chance.
+        pools: names of :data:`POOLS`.
+        layers: 0 is the embedding, the last one is normed.
+        first: so many records alone, from the beginning of the split.
+
+    Raises:
+        UserError: as :func:`iter_epoch`, or the model has no class token and ``cls`` is asked for.
+    """
+    mesh = side_by_side()
+    part, model = host_part(mesh), on_all_devices(loaded.model, mesh)
+    pooled = partial(_pooled, loaded.objective, model, pools=tuple(pools), layers=tuple(layers),
+                     whole=replicated(mesh))  # fmt: skip
+    waiting: deque[dict[str, jax.Array]] = deque()
+    for made in iter_epoch(data, part.index, part.count, first):
+        batch = made.batch | {"index": made.account.index.astype(np.int32)}
+        waiting.append(pooled(put_batch(batch, mesh)))
+        if len(waiting) > AHEAD:
+            yield _rows(waiting.popleft(), pools)
+    while waiting:
+        yield _rows(waiting.popleft(), pools)
+
+
+@partial(jax.jit, static_argnames=("objective", "pools", "layers", "whole"))
+def _pooled(
+    objective: Objective,
+    model: nnx.Module,
+    batch: dict[str, jax.Array],
+    pools: tuple[str, ...],
+    layers: tuple[int, ...],
+    whole: NamedSharding,
+) -> dict[str, jax.Array]:
+    """What is kept of a batch, on every device whole."""
+    patches, cls, grid = objective.encode(model, batch["image"], None)
+    chosen = np.array(layers)
+    features = Features(patches[chosen], None if cls is None else cls[chosen], grid)
+    kept = {name: values for name, values in batch.items() if name in ("label", "index")}
+    kept |= {pool: POOLS[pool](features) for pool in pools}
+    return jax.lax.with_sharding_constraint(kept, whole)
+
+
+def _rows(kept: dict[str, jax.Array], pools: Sequence[str]) -> Rows:
+    """On this host, without the rows that no image stands in."""
+    found = {name: np.asarray(values) for name, values in kept.items()}
+    there = found["index"] >= 0
+    labels = found.get("label", np.full(len(there), -1, np.int32))
+    if there.all():
+        return Rows({pool: found[pool] for pool in pools}, labels, found["index"])
+    pooled = {pool: found[pool][:, there] for pool in pools}
+    return Rows(pooled, labels[there], found["index"][there])
+
+
+def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:
+    """The same weights whole on every device; every host has them all."""
+
+    def placed(leaf: jax.Array | np.ndarray) -> jax.Array:
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            values.shape, replicated(mesh), lambda index: values[index]
+        )
+
+    return jax.tree.map(placed, model)
+
+
 def extract(
     objective: Objective,
     model: nnx.Module,
@@ -33,7 +127,7 @@ def extract(
     pool: str = "mean",
     layer: int | None = None,
 ) -> np.ndarray:
-    """Encodes and pools images, batch by batch.
+    """Encodes and pools images that are no prepared set, batch by batch, on one device.
 
     Args:
         objective: says what the model's features are.

@@ -211,6 +211,20 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
+def put_layers(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """This host's rows of every layer, [layers, B / parts, …], as part of an array [layers, B, …]."""
+    part = host_part(mesh)
+    sharding = NamedSharding(mesh, PartitionSpec(None, ACTIVATION_RULES["batch"]))
+    size = rows.shape[1] // len(part.shards)  # rows of a device
+
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        place = part.shards.index((index[1].start or 0) // size)
+        return rows[:, place * size : (place + 1) * size]
+
+    shape = (len(rows), rows.shape[1] * part.count, *rows.shape[2:])
+    return jax.make_array_from_callback(shape, sharding, of_device)
+
+
 def _spread(rows: np.ndarray, part: Part, sharding: NamedSharding) -> jax.Array:
     size = len(rows) // len(part.shards)  # rows of a device
 

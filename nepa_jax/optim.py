@@ -40,3 +40,23 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         weight_decay=optim.weight_decay, mask=decays,
     )  # fmt: skip
     return optax.chain(clip, adamw)
+
+
+def lars(weight_decay: float = 0.0, momentum: float = 0.9) -> optax.GradientTransformation:
+    """LARS as MAE's linear probe has it; the learning rate is to multiply what comes out.
+
+    Of tensors with more than one axis the decayed gradient g + wd·w is scaled by .001·|w| / |g + wd·w|
+    (1 where either norm is 0), the others are left alone; then momentum. The momentum holds updates
+    before the learning rate, which so acts at once (arXiv 2111.06377, appendix A.1, and the released
+    util/lars.py; optax.lars has the learning rate inside).
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=matrices),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), matrices),
+        optax.trace(momentum),
+    )
+
+
+def matrices(params: optax.Params) -> optax.Params:
+    """The same tree with True where a tensor has more than one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -28,6 +28,19 @@ class Probe:
     attention: str | None = None  # without --attention; None: as the encoder was trained
 
 
+# Of probes whose heads are trained.
+HEADS = {
+    "epochs": dict(type=whole(1, 1_000_000), help="default: its paper's"),
+    "batch_size": dict(
+        type=whole(2, 2**24),
+        help="images a step, on all devices (default: its paper's, or about as many as there are)",
+    ),
+    "augment": dict(
+        choices=("crop", "none"),
+        default="crop",
+        help="crop: at random, and through the encoder in every epoch; none: of stored features",
+    ),
+}
 PROBES = {
     "knn": Probe(
         "nearest neighbours, weighted: k = 20, T = 0.07, and all other settings beside it"
@@ -39,6 +52,22 @@ PROBES = {
             "masks": dict(help="an .npz with `masks` [images, rows, columns], for SRSS"),
         },
     ),
+    "linear": Probe(
+        "MAE's linear probe: batch norm, a linear map, LARS; every layer and rate in one program",
+        HEADS | {"rates": dict(help="per 256 images, with commas (default: ten about 0.1)")},
+    ),
+    "attentive": Probe(
+        "attentive probes on the patch tokens, every layer and rate in one program",
+        {
+            "kind": dict(
+                choices=("efficient", "vjepa"),
+                default="efficient",
+                help="32 queries on raw tokens (arXiv 2506.10178), or V-JEPA's block",
+            ),
+            **HEADS,
+            "rates": dict(help="per 256 images, with commas (default: a few about its paper's)"),
+        },
+    ),
 }
 
 SPLITS = (
@@ -47,6 +76,7 @@ SPLITS = (
     option("--split", default="train", help="what the probe learns from"),
     option("--test-split", default="validation"),
     option("--train-images", type=whole(1, 2**40), help="the first so many of it alone"),
+    option("--no-untrained", action="store_true", help="without the control: half the time"),
     option("--out", help="folder for the results (default: W/eval)"),
     option("--json", action="store_true"),
 )
@@ -116,7 +146,8 @@ def evaluate(args: Namespace) -> None:
     )  # fmt: skip
     options = {key: getattr(args, key) for key in probe.options}
     run = import_module(f"nepa_jax.evals.{args.probe}").evaluate
-    found, control = run(subject, **options), run(subject.untrained(), **options)
+    found = run(subject, **options)
+    control = None if args.no_untrained else run(subject.untrained(), **options)
     report = results.report(args.probe, facts_of(args, subject), found, control)
     files = results.write(folder, args.probe, report)
     for line in [results.as_json(report)] if args.json else lines_of(found, control):
@@ -155,12 +186,14 @@ def facts_of(args: Namespace, subject: "Subject") -> dict[str, Any]:
     }
 
 
-def lines_of(found: "Outcome", control: "Outcome") -> Iterator[str]:
+def lines_of(found: "Outcome", control: "Outcome | None") -> Iterator[str]:
     """The numbers for people, layer by layer."""
-    yield f"{'layer':>5} {'pool':>5} {found.metric:>9} {'untrained':>9}"
-    for row, other in zip(found.by_layer, control.by_layer, strict=True):
+    others = [None] * len(found.by_layer) if control is None else control.by_layer
+    yield f"{'layer':>5} {'pool':>5} {found.metric:>9}" + (f" {'untrained':>9}" if control else "")
+    for row, other in zip(found.by_layer, others, strict=True):
         mark = "  <" if row is found.number else ""
         place = f"{row.get('layer', ''):>5} {row.get('pool', ''):>5}"
-        yield f"{place} {row[found.metric]:9.4f} {other[found.metric]:9.4f}{mark}"
+        untrained = f" {other[found.metric]:9.4f}" if other else ""
+        yield f"{place} {row[found.metric]:9.4f}{untrained}{mark}"
     chance = "" if found.chance is None else f"; chance is {found.chance:.4f}"
     yield f"<: {found.chosen}{chance}"

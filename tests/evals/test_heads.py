@@ -14,7 +14,7 @@ from nepa_jax.evals.linear import design_of
 from nepa_jax.optim import lars
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden2"
-ATOL = 2e-5  # of 20 steps in float32; the arrays themselves are at 6e-6 to float64
+ATOL = 1.5e-5  # of 20 steps in float32; the arrays themselves are at 6e-6 to float64
 
 design = design_of(dim=16, num_classes=6)
 update_grid = jax.jit(partial(heads.update_grid, design))
@@ -72,7 +72,7 @@ def test_twenty_steps_are_those_of_mae(golden, trained):
 def test_scores_by_running_statistics_are_those_of_mae(golden, trained):
     head = jax.tree.map(lambda leaf: leaf[1, 1], trained[0])
     scores = heads.class_scores(design, head, golden["input.eval_features"])
-    np.testing.assert_allclose(scores, golden["out.eval_logits"], atol=5 * ATOL)
+    np.testing.assert_allclose(scores, golden["out.eval_logits"], atol=2 * ATOL)
 
 
 def test_other_rates_and_layers_go_their_own_way(trained):

@@ -129,21 +129,21 @@ DATA = VERBS.add_parser("data", help="prepare, inspect and verify data sets").ad
     option("--shards", type=whole(1, 100_000), help="number of shards (default: by size)"),
     option("--labels", help="ground truth of the ILSVRC validation tar"),
     option("--reencode", help="e.g. short_side=384,quality=90: smaller and faster, not exact"),
+    option("--masks", help="of ADE20K's layout: ignore=11, reduce_zero_label=true, what is no class"),
 )  # fmt: skip
 def data_prepare(args: Namespace) -> None:
     from nepa_jax.data.prepare.split import prepare
 
     entry = prepare(
-        args.source, args.out, args.split, args.shards, labels=args.labels, reencode=args.reencode
-    )
+        args.source, args.out, args.split, args.shards, labels=args.labels,
+        reencode=args.reencode, masks=args.masks,
+    )  # fmt: skip
     print(
         f"done: {entry['num_examples']:,} images, {entry['bytes'] / 1e6:,.1f} MB, "
         f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
     )
-    if "://" in args.out:
-        print(f"next: mount or copy {args.out}, then: nepa-jax data inspect FOLDER")
-    else:
-        print(f"next: nepa-jax data inspect {args.out}")
+    first, place = (f"mount or copy {args.out}, then: ", "FOLDER") if "://" in args.out else ("", args.out)
+    print(f"next: {first}nepa-jax data inspect {place}")
 
 
 @verb(DATA, "inspect", "show what a data set holds", "data/photos", option("path"), JSON)
@@ -314,18 +314,18 @@ def plan(args: Namespace) -> None:
     "step --config=configs/nepa.py:S/16 --config.data.batch_size=16",
     option("what", choices=("step", "data", "e2e", "checkpoint", "export")),
     CONFIG,
-    option("--against", choices=("torch",), help="bench data: beside a PyTorch loader"),
+    option("--against", choices=("torch",), help="bench step, data: in turns with the same in PyTorch"),
     option("--where", action="store_true", help="bench step: what the parts of the model take"),
     JSON,
 )  # fmt: skip
 def bench(args: Namespace) -> None:
-    if args.against and args.what != "data":
-        raise UserError(f"--against={args.against} is for `bench data`, not `bench {args.what}`")
+    if args.against and args.what not in ("step", "data"):
+        raise UserError(f"--against=torch is for `bench step` and `data`, not `bench {args.what}`")
     if args.where and args.what != "step":
         raise UserError(f"--where is for `bench step`, not `bench {args.what}`")
     config = config_of(args)
     from nepa_jax.bench.verb import measure, table_of
 
-    more = f" against {args.against}" if args.against else " by part" if args.where else ""
-    result = measure(f"{args.what}{more}", config)
+    options = {"against_torch": args.against, "where": args.where}
+    result = measure(args.what, config, **{name: True for name, given in options.items() if given})
     print(json.dumps(result) if args.json else table_of(result))

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
+from nepa_jax.bench.speed import REST_S
+from nepa_jax.bench.torch_step import NO_SIDES, OURS, Sides, check_comparable, compared, torch_sides
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.saving import Checkpoints
 from nepa_jax.data.loader import Loader
@@ -76,37 +79,82 @@ def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     return Prepared(config, mesh, state, compiled, fixed, compile_s)
 
 
-def bench_step(config: ConfigDict, where: bool = False) -> Result:
+def bench_step(config: ConfigDict, where: bool = False, against_torch: bool = False) -> Result:
     """The bare compiled update on a fixed batch: median rate, memory, compile time, MFU.
 
     ``where``: by part of the model, forward and backward, what the compiled program does: ``megacycles`` by
     the compiler's estimate where it gives one, else ``gflop`` of products and ``gib`` moved. On all devices
     alike, of one.
+
+    ``against_torch``: beside it the same model, weights, batch and optimizer in PyTorch, in turns, with the
+    ratios of our step's time to those of its forms.
+
+    Raises:
+        UserError: PyTorch is asked for and cannot do this step.
     """
-    config, _, state, update, fixed, compile_s = _prepared(config)
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        steps, elapsed, state = _run_bare(update, state, fixed.batch(0))
-        seconds.append(elapsed / steps)
-    step_s = statistics.median(seconds[1:])
+    if against_torch:
+        check_comparable(config)
+    prepared = _prepared(config)
+    config, update = prepared.config, prepared.update
+    with ExitStack() as stack:
+        theirs = _torch_sides(prepared, stack) if against_torch else NO_SIDES
+        rounds = _take_turns({OURS: _Bare(prepared).run, **theirs.forms})
+    step_s = statistics.median(each[OURS] for each in rounds)
     flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
     share = mfu(flops / step_s, jax.devices()[0].device_kind, jax.device_count())
     return {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "compile_s": compile_s,
+        "compile_s": prepared.compile_s,
         "step_s": step_s,
         "images_per_s": config.data.batch_size / step_s,
         "model_tflops_per_s": flops / step_s / 1e12,
         "mfu": "peak of this device not known" if share is None else share,
         "peak_memory_gib": update.memory_analysis().peak_memory_in_bytes / 2**30,
-    } | ({"where": work_by_part(read(update.as_text()))} if where else {})
+        **theirs.words,
+        **compared(rounds),
+        **({"where": work_by_part(read(update.as_text()))} if where else {}),
+    }
 
 
-def _run_bare(update: Update, state: TrainState, batch: Batch) -> tuple[int, float, TrainState]:
+class _Bare:
+    """The bare update again and again; the state goes on from call to call."""
+
+    def __init__(self, prepared: Prepared):
+        self._update, self._batch = prepared.update, prepared.fixed.batch(0)
+        self._state = prepared.state
+
+    def run(self, seconds: float) -> float:
+        """Steps for some seconds; returns those of a step."""
+        steps, elapsed, self._state = _run_bare(self._update, self._state, self._batch, seconds)
+        return elapsed / steps
+
+
+def _torch_sides(prepared: Prepared, stack: ExitStack) -> Sides:
+    images = np.asarray(prepared.fixed.batch(0)["image"])
+    return torch_sides(prepared.config, prepared.state.model, images, stack)
+
+
+def _take_turns(sides: dict[str, Callable[[float], float]]) -> list[dict[str, float]]:
+    """Seconds of a step of every side in each round, after one that does not count.
+
+    Between two sides nobody computes: threads of the last one may still wait for work, spinning.
+    """
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        rounds.append({})
+        for name, run in sides.items():
+            time.sleep(REST_S if len(sides) > 1 else 0.0)
+            rounds[-1][name] = run(SECONDS_PER_ROUND)
+    return rounds[1:]
+
+
+def _run_bare(
+    update: Update, state: TrainState, batch: Batch, seconds: float
+) -> tuple[int, float, TrainState]:
     """Steps one after the other for a while, waiting only at the end: steps, seconds, state."""
     steps, began = 0, time.perf_counter()
     previous = None
-    while steps == 0 or time.perf_counter() - began < SECONDS_PER_ROUND:
+    while steps == 0 or time.perf_counter() - began < seconds:
         state, metrics = update(state, batch)
         jax.block_until_ready(previous)
         previous, steps = metrics, steps + 1
@@ -120,7 +168,7 @@ def bench_checkpoint(config: ConfigDict) -> Result:
     ``share_of_run`` is the blocked time over that of ``checkpoint.every_steps`` steps.
     """
     config, _, state, update, fixed, _ = _prepared(config)
-    steps, elapsed, state = _run_bare(update, state, fixed.batch(0))
+    steps, elapsed, state = _run_bare(update, state, fixed.batch(0), SECONDS_PER_ROUND)
     blocked, whole = [], []
     with tempfile.TemporaryDirectory(prefix="nepa-jax-bench-") as folder, Checkpoints(folder) as to:
         for step in range(1, ROUNDS + 2):
@@ -154,10 +202,10 @@ def bench_e2e(config: ConfigDict) -> Result:
         feeds: dict[str, Any] = {"loop": fixed}
         if loader is not None:
             feeds["data"] = stack.enter_context(DeviceBatches(loader, mesh))
-        steps, _, state = _run_bare(update, state, fixed.batch(0))
+        steps, _, state = _run_bare(update, state, fixed.batch(0), SECONDS_PER_ROUND)
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *feeds)}
         for start in range(0, ROUNDS * steps, steps):
-            done, elapsed, state = _run_bare(update, state, fixed.batch(0))
+            done, elapsed, state = _run_bare(update, state, fixed.batch(0), SECONDS_PER_ROUND)
             seconds["bare"].append(elapsed / done)
             for name, feed in feeds.items():
                 elapsed, state = _run_loop(update, state, feed, range(start, start + steps))

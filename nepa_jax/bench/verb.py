@@ -1,7 +1,6 @@
 """What can be measured, and how the figures are shown."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,14 +9,13 @@ from ml_collections import ConfigDict
 from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
+from nepa_jax.bench.torch_step import prefer_sharing
 from nepa_jax.plan.checks import check_step
 from nepa_jax.plan.where import lines_of
 
-MEASURES: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "step": bench_step,
-    "step by part": partial(bench_step, where=True),
     "data": bench_data,
-    "data against torch": partial(bench_data, against_torch=True),
     "e2e": bench_e2e,
     "checkpoint": bench_checkpoint,
     "export": bench_export,
@@ -32,6 +30,11 @@ MEANINGS = {
     "model_tflops_per_s": ("TFLOP/s", "useful work: no recomputation counted"),
     "mfu": ("", "share of the devices' peak that is useful work"),
     "peak_memory_gib": ("GiB", "of each device, by the compiled program"),
+    "torch": ("", "in a process of its own, in turns with ours"),
+    "torch_eager_step_s": ("s", "of the same step in PyTorch, median"),
+    "torch_compiled_step_s": ("s", "of it by torch.compile, median"),
+    "over_torch_eager": ("", "our step's time over PyTorch's, eager; below 1: ours is faster"),
+    "over_torch_compiled": ("", "our step's time over PyTorch's, compiled"),
     "bare_step_s": ("s", "of a step alone, median"),
     "loop_step_s": ("s", "in the training loop, on one batch again and again"),
     "data_step_s": ("s", "in the training loop, fed by the loader"),
@@ -50,14 +53,16 @@ UNITS = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights
 Row = tuple[str, str, str]
 
 
-def measure(what: str, config: ConfigDict) -> dict[str, Any]:
-    """The figures of one of ``MEASURES``; most need no data.
+def measure(what: str, config: ConfigDict, **options: bool) -> dict[str, Any]:
+    """The figures of one of ``MEASURES``, which know its options; most need no data.
 
     Raises:
         UserError: a mistake in the config, or the data set is needed and cannot be read.
     """
+    if options.get("against_torch"):
+        prefer_sharing()
     check_step(config, jax.device_count())
-    return MEASURES[what](config)
+    return MEASURES[what](config, **options)
 
 
 def table_of(result: dict[str, Any]) -> str:

@@ -100,6 +100,7 @@ def evaluate(
         augmented=augment == "crop",
     )
     design = partial(design_of, kind, model.embed_dim, model.num_heads)
+    design(num_classes=2, steps=1)  # a width that cannot be parted is told before all work
     return probe(subject, recipe, design, {"kind": kind} | usual.protocol)
 
 

@@ -127,9 +127,9 @@ def batch_norm(
     The running variance gets the unbiased one (PyTorch's BatchNorm1d without affine).
     """
     count = jnp.maximum(jnp.sum(weight), 1.0)
-    share = (weight / count)[:, None]
-    mean = jnp.sum(x * share, axis=0)
-    variance = jnp.sum(jnp.square(x - mean) * share, axis=0)
+    mean_of = partial(jnp.matmul, weight / count, precision=jax.lax.Precision.HIGHEST)
+    mean = mean_of(x)
+    variance = mean_of(jnp.square(x - mean))
     unbiased = variance * count / jnp.maximum(count - 1.0, 1.0)
     moved = jax.tree.map(
         lambda old, new: old + NORM_MOMENTUM * (jax.lax.stop_gradient(new) - old),

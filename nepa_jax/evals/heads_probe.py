@@ -226,7 +226,10 @@ def stored_tests(subject: Subject, pool: str, held: np.ndarray, mesh: Mesh) -> T
 
 def told_of(subject: Subject, recipe: Recipe, held: np.ndarray) -> dict[str, Any]:
     """What decides the number, beside the encoder and the kind of head."""
-    cut = "random crop of 8 to 100 % of the area without a second try, and flip; bicubic"
+    cut = (
+        "a random crop of 8 to 100 % of the area, clipped without a second try, and flip; "
+        f"{subject.data.interpolation}"
+    )
     return {
         "rates_per_256": recipe.rates,
         "epochs": recipe.epochs,
@@ -270,7 +273,7 @@ def table(
     for i, layer in enumerate(subject.layers):
         of_layer: list[Row] = []
         for j, rate in enumerate(recipe.rates):
-            at = {"layer": layer, "pool": recipe.pool, "rate": rate}
+            at = {"layer": layer, "pool": shown_pool(recipe), "rate": rate}
             final = at | row_of(trained, (last, i, j), "last")
             if on_held is not None:
                 final |= {"held_out": float(on_held[i, j])}
@@ -280,6 +283,11 @@ def table(
     chance = float(trained.labels.max() / trained.labels.sum())
     found = outcome(told, rows, by_layer, chance=chance)
     return replace(found, chosen=chosen_by(subject, recipe))
+
+
+def shown_pool(recipe: Recipe) -> str:
+    """The column of a table."""
+    return "tokens" if recipe.pool == "none" else recipe.pool
 
 
 def row_of(trained: Trained, at: tuple[int, int, int], which: str) -> Row:

@@ -7,7 +7,7 @@ same for any number of hosts and devices. A batch is made whole by rows of weigh
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nepa_jax.data.batches import Made
+from nepa_jax.data.draws import stable_hash
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
-from nepa_jax.data.order import Order
 from nepa_jax.evals.features import POOLS, on_all_devices
 from nepa_jax.evals.heads import Rows
 from nepa_jax.loading import Loaded
@@ -26,7 +26,9 @@ from nepa_jax.mesh import Part, host_part, put_batch, put_layers
 from nepa_jax.objectives.base import Features, Objective
 
 SEED = 0
-THREADS = 2  # that gather rows
+THREADS = 4  # that gather rows
+BLOCK = 64  # rows
+SMALL_SET = 1 << 16  # rows, which mostly stay in memory once they were read
 CHUNK = 64  # images that a device encodes at a time
 
 
@@ -40,12 +42,12 @@ class Stored:
     mesh: Mesh
 
     def shuffled(self, batch_size: int, step: int) -> Rows:
-        """The rows of a step; one epoch follows the other without a gap.
+        """The rows of a step; what is left of an epoch after its last whole batch is dropped.
 
         Inside of a batch rows stand as they lie on disk: their order means nothing there.
         """
-        order = Order(len(self.places), SEED, shuffle=True)
-        chosen = order.indices(range(step * batch_size, (step + 1) * batch_size))
+        epoch, place = divmod(step, len(self.places) // batch_size)
+        chosen = epoch_order(len(self.places), epoch)[place * batch_size :][:batch_size]
         return self._rows(np.sort(self.places[chosen]), batch_size)
 
     def in_order(self, batch_size: int) -> Iterator[Rows]:
@@ -65,6 +67,21 @@ class Stored:
         small = {"label": self.labels[mine].astype(np.int32), "weight": counted}
         put = put_batch(small, self.mesh)
         return Rows(put_layers(inputs, self.mesh), put["label"], put["weight"])
+
+
+@lru_cache(maxsize=2)
+def epoch_order(rows: int, epoch: int) -> np.ndarray:
+    """A permutation of the rows, int [rows].
+
+    Large sets are shuffled in blocks, for a disk that would read all of them for a batch of rows here
+    and there. Inside of a block rows are the prepared set's, which is shuffled itself.
+    """
+    block = BLOCK if rows > SMALL_SET else 1
+    key = stable_hash("heads", SEED, epoch)
+    draws = np.random.Philox(key=key).random_raw(-(-rows // block))
+    starts = np.argsort(draws, kind="stable") * block
+    order = (starts[:, None] + np.arange(block)).reshape(-1)
+    return order[order < rows]
 
 
 def own_rows(places: np.ndarray, batch_size: int, part: Part) -> tuple[np.ndarray, np.ndarray]:

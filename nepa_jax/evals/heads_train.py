@@ -25,7 +25,7 @@ from nepa_jax.base.progress import meter, warn
 from nepa_jax.evals import heads
 from nepa_jax.evals.heads import Design, Found, Head, Rows, Schedule
 from nepa_jax.evals.heads_rows import SEED, Ahead
-from nepa_jax.hosts.agree import exchange
+from nepa_jax.hosts.agree import exchange, say
 from nepa_jax.mesh import replicated
 
 KEEP_EVERY_S = 60.0
@@ -91,6 +91,8 @@ def train(
     kept = Kept(facts)
     grid, found = kept.read(jax.jit(start, out_shardings=replicated(mesh))())
     update = _compiled_update(design, plan, mesh)
+    if found:
+        say(f"heads: {len(found)} of {plan.epochs} epochs are done already, and are used again")
     rows_of, done = Ahead(feed.put), len(found) * plan.steps_per_epoch
     with contextlib.closing(rows_of), meter(plan.total_steps, "train heads", done) as advance:
         for epoch in range(len(found), plan.epochs):

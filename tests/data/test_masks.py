@@ -14,7 +14,7 @@ from nepa_jax.data.prepare.split import prepare
 from nepa_jax.data.settings import problems
 from nepa_jax.data.transforms import GRAY, of_masks, transform
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "golden"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "golden2"
 
 
 def test_zero_labels_as_mmsegmentation_reduces_them():

@@ -176,8 +176,8 @@ def iter_epoch(
     With ``first`` so many records alone, from the beginning; no other is read.
 
     As Loader.made; rows that fill up the last batch and those of undecodable examples are not valid:
-    image 0, label and index -1. Every host gets the same number of batches. `crop` must be center
-    or none, `flip`, `augment` and `erase_prob` off; images are resized exactly; the seed does not
+    image 0, label and index -1. Every host gets the same number of batches. `crop` must be center,
+    whole or none, `flip`, `augment` and `erase_prob` off; images are resized exactly; the seed does not
     matter. Raises UserError as Loader does.
     """
     _check(config, host, num_hosts)
@@ -187,7 +187,7 @@ def iter_epoch(
         keys = ("crop", "flip", "augment", "erase_prob")
         found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(
-            f"{found} is random: a pass for evaluation wants crop='center' or 'none', "
+            f"{found} is random: a pass for evaluation wants crop='center', 'whole' or 'none', "
             "flip=False, augment='none', erase_prob=0"
         )
     records = _opened(config)

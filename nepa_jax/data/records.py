@@ -134,8 +134,10 @@ class RecordSet:
         """Reads several records, in the given order. Raises as `[]` does."""
         return [self[int(index)] for index in indices]
 
-    def mask(self, record: Record, size: tuple[int, int]) -> np.ndarray:
-        """The classes of a record's pixels, uint8 [h, w], 255 for none; its image has this size.
+    def mask(self, record: Record, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The classes of a record's pixels, uint8 [h, w], 255 for none.
+
+        size: of its image, where it is known; the mask must have it.
 
         Raises RecordError if the record has no mask, DecodeError as `class_mask` does.
         """

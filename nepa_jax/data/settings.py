@@ -37,7 +37,9 @@ class LoaderConfig:
     seed: int = key(0)
     masks: bool = key(False)  # of a set that has them: the batch gets the classes of its pixels
     # How images are cut, and masks with them: transforms.CROPS.
-    crop: str = key("random", ("random", "random_clipped", "center", "none", "scale_jitter"))
+    crop: str = key(
+        "random", ("random", "random_clipped", "center", "none", "scale_jitter", "whole")
+    )
     crop_scale: tuple[float, float] = key((0.2, 1.0), Bound("(0, 1]", "(0.2, 1.0)"))  # of the area
     crop_pct: float = key(0.875, Bound("[0.1, 1]", "0.875"))  # what "center" keeps of a short side
     # How pixels are resampled: resize.INTERPOLATIONS and RESIZES. "fast" has 1.5 times the speed of

@@ -175,6 +175,11 @@ def _overlap(have: int, want: int, rng: np.random.Generator) -> tuple[slice, sli
     return (inner, whole) if have > want else (whole, inner)
 
 
+def _whole(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All of the image, whatever its shape was."""
+    return _resized(config, pixels, config.image_size[::-1])
+
+
 def _unchanged(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     found, wanted = pixels.shape[:2], tuple(config.image_size)
     if found != wanted:
@@ -188,4 +193,5 @@ CROPS: dict[str, Crop] = {
     "center": _center_crop,
     "none": _unchanged,
     "scale_jitter": _scale_jitter,
+    "whole": _whole,
 }

@@ -33,7 +33,7 @@ def moved(config, classes, seed):
     return image[..., 0], mask[..., 0]
 
 
-@pytest.mark.parametrize("crop", ["random", "center", "scale_jitter"])
+@pytest.mark.parametrize("crop", ["random", "center", "scale_jitter", "whole"])
 def test_a_mask_moves_as_its_image(crop):
     config = LoaderConfig(image_size=(24, 32), crop=crop, interpolation="bilinear")
     classes = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4) % 4, np.ones((20, 20), np.uint8))

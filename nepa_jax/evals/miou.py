@@ -5,11 +5,21 @@ of a mean; one that only either of them has is 0. Pixels without a class count n
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nepa_jax.data.masks import IGNORED
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The pixels of the test split at one layer, and how they were predicted."""
+
+    counts: np.ndarray  # int64 [K, K], as :func:`confusion`
+    setting: dict[str, Any]  # ``layer``, what was chosen, and ``held_out`` where it was by that
+    rows: Sequence[dict[str, Any]] = ()  # all settings, with their ``held_out`` alone
 
 
 def confusion(mask: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

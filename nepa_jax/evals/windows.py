@@ -1,55 +1,52 @@
 """Windows that slide over an image of any size, and their class scores put together again."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+Size = tuple[int, int]  # (height, width), px
 
-class Window(NamedTuple):
-    """Its first row and column, px."""
+
+class Place(NamedTuple):
+    """A window's first row and column."""
 
     top: int
     left: int
 
 
-def windows_of(size: tuple[int, int], window: tuple[int, int], stride: int) -> list[Window]:
-    """Windows (height, width) that cover an image of ``size``, row by row.
+def places_of(size: Size, window: Size, stride: int) -> list[Place]:
+    """Windows that cover an image of ``size``, row by row.
 
     One every ``stride`` px; the last of a row and of a column is moved back to end with the image, as
     mmsegmentation does. The image must be no smaller than a window.
     """
     tops, lefts = (_starts(*sides, stride) for sides in zip(size, window, strict=True))
-    return [Window(top, left) for top in tops for left in lefts]
+    return [Place(top, left) for top in tops for left in lefts]
 
 
-def slide(
-    image: np.ndarray,
-    window: tuple[int, int],
-    stride: int,
-    scores_of: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Class scores of an image: the mean over the windows that see a pixel, of scores and not of
-    probabilities.
+def cut(image: np.ndarray, window: Size, stride: int) -> np.ndarray:
+    """[H, W, C] -> its windows [n, height, width, C]."""
+    height, width = window
+    places = places_of(image.shape[:2], window, stride)
+    return np.stack([image[top : top + height, left : left + width] for top, left in places])
+
+
+def joined(scores: np.ndarray, size: Size, stride: int) -> np.ndarray:
+    """The mean over the windows that see a pixel, of class scores and not of probabilities.
 
     Args:
-        image: [H, W, C].
-        window: (height, width), px.
+        scores: of all windows of an image, float32 [n, height, width, K].
+        size: of the image.
         stride: px.
-        scores_of: windows [n, height, width, C] -> scores float32 [..., n, height, width, K].
 
     Returns:
-        float32 [..., H, W, K].
+        float32 [H, W, K].
     """
-    places = windows_of(image.shape[:2], window, stride)
-    height, width = window
-    cut = np.stack([image[top : top + height, left : left + width] for top, left in places])
-    scores = scores_of(cut)
-    *front, _, _, _, classes = scores.shape
-    total = np.zeros((*front, *image.shape[:2], classes), np.float32)
-    count = np.zeros((*image.shape[:2], 1), np.float32)
-    for number, (top, left) in enumerate(places):
-        total[..., top : top + height, left : left + width, :] += scores[..., number, :, :, :]
+    _, height, width, classes = scores.shape
+    total = np.zeros((*size, classes), np.float32)
+    count = np.zeros((*size, 1), np.float32)
+    for each, (top, left) in zip(scores, places_of(size, (height, width), stride), strict=True):
+        total[top : top + height, left : left + width] += each
         count[top : top + height, left : left + width] += 1
     return total / count
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nepa_jax.evals.miou import by_class, confusion, scores
-from nepa_jax.evals.windows import slide, windows_of
+from nepa_jax.evals.windows import cut, joined, places_of
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden2" / "segmentation.npz"
 
@@ -47,18 +47,18 @@ def test_counts_do_not_lose_pixels_as_float32_would():
 
 def test_sliding_windows_are_theirs(golden):
     image = golden["slide/input.x"][0].transpose(1, 2, 0)
-    boxes = [(t, t + 12, left, left + 12) for t, left in windows_of((20, 27), (12, 12), 8)]
+    boxes = [(t, t + 12, left, left + 12) for t, left in places_of((20, 27), (12, 12), 8)]
     theirs = {tuple(box) for box in golden["slide/out.boxes"].tolist()}
     assert {*boxes} == theirs and len(boxes) == len(golden["slide/out.boxes"])
     weight, bias = golden["slide/param.weight"], golden["slide/param.bias_map"].transpose(1, 2, 0)
-    found = slide(image, (12, 12), 8, lambda cut: cut @ weight.T + bias)
+    found = joined(cut(image, (12, 12), 8) @ weight.T + bias, (20, 27), 8)
     np.testing.assert_allclose(found, golden["slide/out.logits"][0].transpose(1, 2, 0), atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (13, 40), (24, 12), (500, 333)])
 def test_windows_are_inside_and_cover_every_pixel(size):
     seen = np.zeros(size, int)
-    for top, left in windows_of(size, (12, 12), 8):
+    for top, left in places_of(size, (12, 12), 8):
         assert 0 <= top <= size[0] - 12 and 0 <= left <= size[1] - 12
         seen[top : top + 12, left : left + 12] += 1
     assert seen.min() >= 1

@@ -13,8 +13,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
+from nepa_jax.bench.guard import Product, guarded
 from nepa_jax.bench.speed import REST_S
-from nepa_jax.bench.torch_step import NO_SIDES, OURS, Sides, check_comparable, compared, torch_sides
+from nepa_jax.bench.torch_step import (
+    NO_SIDES,
+    OURS,
+    Sides,
+    check_comparable,
+    compared,
+    torch_sides,
+)
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.saving import Checkpoints
 from nepa_jax.data.loader import Loader
@@ -40,6 +48,7 @@ from nepa_jax.train import train
 Result = dict[str, Any]
 ROUNDS = 5
 SECONDS_PER_ROUND = 2.0
+PRODUCT = "product"
 
 
 class FixedBatches:
@@ -98,9 +107,11 @@ def bench_step(config: ConfigDict, where: bool = False, against_torch: bool = Fa
     config, update = prepared.config, prepared.update
     with ExitStack() as stack:
         theirs = _torch_sides(prepared, stack) if against_torch else NO_SIDES
-        rounds = _take_turns({OURS: _Bare(prepared).run, **theirs.forms})
+        product = {PRODUCT: Product(config).run}
+        rounds = _take_turns({OURS: _Bare(prepared).run, **product, **theirs.forms})
     step_s = statistics.median(each[OURS] for each in rounds)
     flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
+    program = update.as_text()
     share = mfu(flops / step_s, jax.devices()[0].device_kind, jax.device_count())
     return {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
@@ -110,9 +121,10 @@ def bench_step(config: ConfigDict, where: bool = False, against_torch: bool = Fa
         "model_tflops_per_s": flops / step_s / 1e12,
         "mfu": "peak of this device not known" if share is None else share,
         "peak_memory_gib": update.memory_analysis().peak_memory_in_bytes / 2**30,
+        **guarded(config, _over_product(rounds, flops / jax.device_count()), program),
         **theirs.words,
         **compared(rounds),
-        **({"where": work_by_part(read(update.as_text()))} if where else {}),
+        **({"where": work_by_part(read(program))} if where else {}),
     }
 
 
@@ -127,6 +139,11 @@ class _Bare:
         """Steps for some seconds; returns those of a step."""
         steps, elapsed, self._state = _run_bare(self._update, self._state, self._batch, seconds)
         return elapsed / steps
+
+
+def _over_product(rounds: list[dict[str, float]], flops: float) -> float:
+    """Median of the step's time over that of a matrix product of so many FLOPs, on each device."""
+    return statistics.median(each[OURS] / (each[PRODUCT] * flops) for each in rounds)
 
 
 def _torch_sides(prepared: Prepared, stack: ExitStack) -> Sides:

@@ -133,7 +133,7 @@ def export_weights(config: ConfigDict, model: nnx.Module, folder: Path) -> Path:
 def compared(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     """PyTorch's step times, medians over rounds, and the medians of the ratios of ours to them."""
     found = {}
-    for form in rounds[0].keys() - {OURS}:
+    for form in rounds[0].keys() & set(FORMS):
         found[f"torch_{form}_step_s"] = median(each[form] for each in rounds)
         found[f"over_torch_{form}"] = median(each[OURS] / each[form] for each in rounds)
     return dict(sorted(found.items(), reverse=True))

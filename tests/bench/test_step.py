@@ -5,6 +5,7 @@ import math
 import pytest
 import small
 
+from nepa_jax.bench import guard
 from nepa_jax.bench import step as bench
 
 
@@ -12,6 +13,8 @@ from nepa_jax.bench import step as bench
 def short(monkeypatch) -> None:
     monkeypatch.setattr(bench, "ROUNDS", 1)
     monkeypatch.setattr(bench, "SECONDS_PER_ROUND", 0.0)
+    monkeypatch.setattr(guard, "SIDES", {"cpu": 128})
+    monkeypatch.setattr(guard, "many_axes", lambda program: "not tried")
 
 
 def assert_sound(result: dict) -> None:
@@ -23,6 +26,7 @@ def test_bench_step_gives_rates_and_memory():
     result = bench.bench_step(small.config("nepa", ""))
     assert_sound(result)
     assert result["images_per_s"] == pytest.approx(8 / result["step_s"])
+    assert result["over_product"] > 0 and result["guard"].startswith("nothing known")
     assert result["model_tflops_per_s"] > 0 and result["peak_memory_gib"] > 0
 
 

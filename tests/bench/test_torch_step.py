@@ -9,6 +9,7 @@ import small
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.keys import named_key
+from nepa_jax.bench import guard
 from nepa_jax.bench import step as bench
 from nepa_jax.bench.torch_step import OURS, Sides, check_comparable, compared, export_weights
 from nepa_jax.export.parity import normalised
@@ -69,12 +70,14 @@ def test_the_ratio_is_of_our_time_to_theirs_in_the_same_round():
 def test_sides_take_turns_and_the_figures_stand_beside_ours(monkeypatch):
     for name, value in dict(ROUNDS=1, SECONDS_PER_ROUND=0.0, REST_S=0.0).items():
         monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(guard, "SIDES", {"cpu": 128})
+    monkeypatch.setattr(guard, "many_axes", lambda program: "not tried")
     called = []
     eager = lambda seconds: called.append("eager") or 100.0  # noqa: E731
     words = {"torch": "2.13", "torch_compiled": "none: no compiler"}
     monkeypatch.setattr(bench, "torch_sides", lambda *given: Sides({"eager": eager}, words))
     monkeypatch.setattr(bench, "check_comparable", lambda config: None)
-    result = bench.bench_step(config("nepa"), against_torch=True)
+    result = bench.bench_step(small.config("nepa", ""), against_torch=True)
     assert called == ["eager"] * 2 and result["torch_eager_step_s"] == 100.0
     assert result["over_torch_eager"] == pytest.approx(result["step_s"] / 100.0)
     assert result["torch_compiled"] == "none: no compiler"

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from nepa_jax.base.errors import RunDiverged, UnavailableError, UserError
 from nepa_jax.base.streams import lost_output, make_standard_streams_last
 from nepa_jax.base.text import printable
-from nepa_jax.base.verbs import Parser, group, option, parse, verb, whole
+from nepa_jax.base.verbs import SEVERAL_HOSTS, Parser, option, parse, verb, whole
 from nepa_jax.base.version import versions
 from nepa_jax.evals.verb import add_verbs as add_eval_verbs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from nepa_jax.evals.results import Report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,14 +90,6 @@ VERBS = COMMAND.add_subparsers(metavar="VERB")
 CONFIG = option("--config", required=True, help="FILE.py[:argument]; --config.KEY=VALUE overrides a key")  # fmt: skip
 JSON = option("--json", action="store_true")
 EMA = option("--ema", action="store_true", help="the averaged weights")
-SEVERAL_HOSTS = group(
-    "several hosts",
-    "found by itself on TPU pods, GKE, Kubernetes and SLURM; elsewhere start the same command "
-    "on each host with --coordinator=10.0.0.2:8476 --processes=4 --process=0 (1, 2, 3)",
-    option("--coordinator", help="HOST:PORT of process 0, the same on all hosts"),
-    option("--processes", type=whole(1, 1_000_000), help="how many processes there are"),
-    option("--process", type=whole(0, 1_000_000), help="which one this is, from 0"),
-)
 
 
 def config_of(args: Namespace) -> "ConfigDict":
@@ -142,7 +136,9 @@ def data_prepare(args: Namespace) -> None:
         f"done: {entry['num_examples']:,} images, {entry['bytes'] / 1e6:,.1f} MB, "
         f"{len(entry['shards'])} shards of split {args.split!r} in {args.out}"
     )
-    first, place = (f"mount or copy {args.out}, then: ", "FOLDER") if "://" in args.out else ("", args.out)
+    first, place = (
+        (f"mount or copy {args.out}, then: ", "FOLDER") if "://" in args.out else ("", args.out)
+    )
     print(f"next: {first}nepa-jax data inspect {place}")
 
 
@@ -282,7 +278,13 @@ def import_(args: Namespace) -> None:
     print(f"next: python -c \"import nepa_jax; nepa_jax.load('{args.workdir}')\"")
 
 
-add_eval_verbs(VERBS)
+def draw_layers(reports: "Sequence[Report]", path: Path) -> Path:
+    from nepa_jax.visualize import layers
+
+    return layers.draw(reports, path)
+
+
+add_eval_verbs(VERBS, draw_layers)
 
 
 # Speed

@@ -28,6 +28,7 @@ class Loaded:
     model: nnx.Module
     objective: Objective
     config: ConfigDict
+    step: int | None = None  # of its training, where that is known
 
     def __repr__(self) -> str:
         model, method = self.config.model, self.config.objective.name.rpartition(".")[2]
@@ -120,14 +121,16 @@ def _read(path: str, ema: bool, step: int | None, objective: str | None = None) 
         )
     if (Path(path) / "checkpoints").is_dir() or is_checkpoint(epath.Path(path).absolute()):
         weights = load_weights(path, ema=ema, step=step, objective=objective)
-        return Loaded(weights.model, weights.objective, weights.provenance.config)
+        return Loaded(weights.model, weights.objective, weights.provenance.config, weights.step)
     from nepa_jax.formats.reading import read_model  # a run of its own needs none of them
     from nepa_jax.formats.sources import Choices, open_source
 
     source = open_source(path, choices=Choices(objective=objective))
     _require_asked(path, source.metadata, ema, step)
     model = jax.tree.map(np.asarray, read_model(source)[0])
-    return Loaded(model, source.objective, source.config)
+    told = source.metadata.get("nepa_jax.step", "")
+    known = int(told) if told.isdecimal() else None
+    return Loaded(model, source.objective, source.config, known)
 
 
 def _require_asked(path: str, holds: Mapping[str, str], ema: bool, step: int | None) -> None:

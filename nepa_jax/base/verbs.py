@@ -63,6 +63,16 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+SEVERAL_HOSTS = group(
+    "several hosts",
+    "found by itself on TPU pods, GKE, Kubernetes and SLURM; elsewhere start the same command "
+    "on each host with --coordinator=10.0.0.2:8476 --processes=4 --process=0 (1, 2, 3)",
+    option("--coordinator", help="HOST:PORT of process 0, the same on all hosts"),
+    option("--processes", type=whole(1, 1_000_000), help="how many processes there are"),
+    option("--process", type=whole(0, 1_000_000), help="which one this is, from 0"),
+)
+
+
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; ``run`` is the verb's function, and ``overrides`` what is set of its config.
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from nepa_jax.data.loader import LoaderConfig, iter_epoch
 from nepa_jax.data.manifest import read_manifest
 from nepa_jax.data.prepare.split import prepare_arrays
 from nepa_jax.demo import photographs
-from nepa_jax.demo.probing import BATCH, Accuracies, Split, best_layers, probe_all
+from nepa_jax.demo.probing import Split, best_layers, by_layer, probe_all
 from nepa_jax.export.folder import export
 from nepa_jax.loading import Loaded, load
 from nepa_jax.train import pretrain
@@ -33,6 +32,7 @@ from nepa_jax.visualize import curves, probes, reconstruct, similarity
 EMA = {"nepa": True, "mae": False}  # NEPA's papers evaluate the average; MAE's recipe keeps none
 IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
 LABELLED = 1_500  # training images whose labels the probes see; pretraining sees none
+BATCH = 500  # images encoded at once
 
 
 def demo(workdir: str) -> None:
@@ -51,22 +51,22 @@ def demo(workdir: str) -> None:
         with stage(f"pretrain {method.upper()}"):
             trained[method] = train_in_two_parts(method, data, str(folder / method))
     with stage("probe the frozen features of every layer"), told("probing"):
-        splits = {split: read_split(data, split) for split in IMAGES}
-        accuracies = probe_all(trained, splits)
+        pixels = {split: read_split(data, split) for split in ("train", "test")}
+        found = probe_all(trained, data_of(data, "train"), LABELLED, pixels)
     with stage("draw pictures"), told("drawing"):
-        draw_pictures(trained, accuracies, splits["test"][0], folder)
+        draw_pictures(trained, by_layer(found), pixels["test"][0], folder)
     with stage("export for PyTorch"):
         for method, ema in EMA.items():
             export(str(folder / method), method, str(folder / "export" / method), ema=ema)
-    best, seconds = best_layers(accuracies), round(time.perf_counter() - began, 1)
-    layers = {source: scores["test"] for source, scores in accuracies.items()}
-    summary = {"seconds": seconds, "probe": best, "layers": layers}
+    best, seconds = best_layers(found), round(time.perf_counter() - began, 1)
+    summary = {"seconds": seconds, "probe": best, "layers": by_layer(found)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     Console().print(results_table(best))
     print(f"done in {seconds:.0f} s: {workdir}/summary.json, pictures/*.png, export/")
     if "VIRTUAL_ENV" not in os.environ and sys.prefix != sys.base_prefix:
         print(f"first: source {os.path.relpath(sys.prefix)}/bin/activate")
-    print("next: nepa-jax data prepare YOUR_IMAGES --out=data/yours")
+    print(f"next: nepa-jax eval all {workdir}/nepa --ema --data={workdir}/data")
+    print("      nepa-jax data prepare YOUR_IMAGES --out=data/yours")
 
 
 @contextmanager
@@ -98,23 +98,31 @@ def train_in_two_parts(method: str, data: str, workdir: str) -> Loaded:
     return load(workdir, ema=EMA[method])
 
 
+def data_of(data: str, split: str) -> LoaderConfig:
+    """A split as it is, without cuts."""
+    side = photographs.SIDE
+    return LoaderConfig(data, split, (side, side), batch_size=BATCH, crop="none", flip=False)
+
+
 def read_split(data: str, split: str) -> Split:
     """A split as the evaluation pass reads it; of the training one, the labelled part."""
-    count, side = LABELLED if split == "train" else IMAGES[split], photographs.SIDE
-    config = LoaderConfig(data, split, (side, side), batch_size=BATCH, crop="none", flip=False)
-    batches = [made.batch for made in islice(iter_epoch(config), count // BATCH)]
-    return tuple(np.concatenate([batch[key] for batch in batches]) for key in ("image", "label"))
+    config, first = data_of(data, split), LABELLED if split == "train" else None
+    made = list(iter_epoch(config, first=first))
+    there = np.concatenate([each.account.valid for each in made])
+    return tuple(
+        np.concatenate([each.batch[key] for each in made])[there] for key in ("image", "label")
+    )
 
 
 def draw_pictures(
-    trained: Mapping[str, Loaded], accuracies: Accuracies, images: np.ndarray, folder: Path
+    trained: Mapping[str, Loaded], accuracies: probes.Accuracies, images: np.ndarray, folder: Path
 ) -> None:
     """Reconstructions, next-embedding similarity, training curves, accuracy by layer."""
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     logs = {method: folder / method / "metrics.jsonl" for method in trained}
     curves.draw(logs, pictures / "curves.png")
-    shown = {name: found["test"] for name, found in accuracies.items() if name != "untrained"}
+    shown = {name: found for name, found in accuracies.items() if name != "untrained"}
     probes.draw(shown, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
     reconstruct.draw(
         trained["mae"].model, images[:12], pictures / "reconstruct.png", ratios=(0.6, 0.75, 0.85)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ def encoded(
         UserError: as :func:`iter_epoch`, or the model has no class token and ``cls`` is asked for.
     """
     mesh = side_by_side()
+    data = replace(data, batch_size=-(-data.batch_size // mesh.size) * mesh.size)
     part, model = host_part(mesh), on_all_devices(loaded.model, mesh)
     pooled = partial(_pooled, loaded.objective, model, pools=tuple(pools), layers=tuple(layers),
                      whole=replicated(mesh))  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import warn
 from nepa_jax.evals import results, subsets
+from nepa_jax.evals.frozen import Frozen
 from nepa_jax.evals.subject import Subject
 
 NUM_NEIGHBORS = 20
@@ -25,7 +26,6 @@ PROTOCOL = {
     "features": "L2-normalised",
     "k": (5, 10, 20, 50, 100, 200),
     "T": (0.07, 0.1, 0.2),
-    "number": {"k": NUM_NEIGHBORS, "T": TEMPERATURE},
     "top5": "of the classes that any neighbour votes for",
 }
 
@@ -45,7 +45,11 @@ class Setting(NamedTuple):
 def evaluate(subject: Subject) -> results.Outcome:
     """kNN of the test split in the training split, at every layer."""
     subject.require_labels()
-    train, test = subject.train(), subject.test()
+    return probe(subject.train(), subject.test())
+
+
+def probe(train: Frozen, test: Frozen) -> results.Outcome:
+    """Every setting at every layer of every pooling; the layer is taken by held-out training images."""
     ks = usable(PROTOCOL["k"], len(train))
     settings = [Setting(k, T) for k in ks for T in PROTOCOL["T"]]
     the_one = Setting(max(k for k in ks if k <= NUM_NEIGHBORS), TEMPERATURE)
@@ -56,13 +60,14 @@ def evaluate(subject: Subject) -> results.Outcome:
             at = {"layer": layer, "pool": pool}
             found = scores(bank, train.labels, queries, test.labels, settings)
             rows += [at | row for row in found]
-            chosen = scores(
-                bank[kept], train.labels[kept], bank[held], train.labels[held], [the_one]
-            )
             number = next(row for row in found if (row["k"], row["T"]) == the_one)
-            by_layer.append(at | number | {"held_out": chosen[0]["top1"]})
+            if len(held) and the_one.k <= len(kept):
+                parts = bank[kept], train.labels[kept], bank[held], train.labels[held]
+                number = number | {"held_out": scores(*parts, [the_one])[0]["top1"]}
+            by_layer.append(at | number)
     protocol = PROTOCOL | {
-        "k": ks, "train_images": len(train), "test_images": len(test), "held_out_images": len(held)
+        "k": ks, "number": the_one._asdict(), "train_images": len(train),
+        "test_images": len(test), "held_out_images": len(held),
     }  # fmt: skip
     chance = results.chance_of(train.labels, test.labels)
     return results.outcome(protocol, rows, by_layer, chance=chance)
@@ -108,26 +113,6 @@ def scores(
         setting._asdict() | {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(1).mean())}
         for setting, hit in zip(settings, hits, strict=True)
     ]
-
-
-def predict(
-    train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray
-) -> np.ndarray:
-    """Classifies by the 20 nearest neighbours in cosine, each voting with exp(cosine / 0.07).
-
-    Args:
-        train_features: float32 [M, D], with labels int [M] from 0.
-        features: float32 [n, D].
-
-    Returns:
-        int32 [n].
-
-    Raises:
-        UserError: fewer training images than neighbours.
-    """
-    usable([NUM_NEIGHBORS], len(train_features))
-    the_one = [Setting(NUM_NEIGHBORS, TEMPERATURE)]
-    return ranking(train_features, train_labels, features, the_one)[0, :, 0]
 
 
 def ranking(
@@ -182,7 +167,7 @@ def _nearest(queries: jax.Array, bank: jax.Array, labels: jax.Array, k: int) -> 
         vectors, tile_labels = tile
         similarity = jnp.matmul(queries, vectors.T, precision=jax.lax.Precision.HIGHEST)
         similarity = jnp.where(tile_labels >= 0, similarity, -jnp.inf)
-        top, places = _top(similarity, min(k, similarity.shape[1]))
+        top, places = largest(similarity, min(k, similarity.shape[1]))
         joined = jnp.concatenate([best[0], top], axis=1)
         voters = jnp.concatenate([best[1], tile_labels[places]], axis=1)
         top, places = jax.lax.top_k(joined, k)
@@ -192,7 +177,7 @@ def _nearest(queries: jax.Array, bank: jax.Array, labels: jax.Array, k: int) -> 
     return jax.lax.scan(nearer, start, (bank, labels))[0]
 
 
-def _top(x: jax.Array, k: int) -> Pair:
+def largest(x: jax.Array, k: int) -> Pair:
     """The k largest of each row and their places: they stand in the k groups of the largest maxima."""
     rows, size = x.shape
     if size // GROUP <= k:

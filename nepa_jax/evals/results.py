@@ -22,11 +22,20 @@ import numpy as np
 
 from nepa_jax.base.errors import UserError, writing
 
-# ``layer``, ``pool``, the setting (k, T, C, lr …), scores as fractions (``top1``, ``top5``, ``miou`` …),
+# A row: ``layer``, ``pool``, the setting (k, T, C, lr …), scores as fractions (``top1``, ``top5``, ``miou`` …),
 # ``epoch`` where something is trained; ``held_out``, the metric on the held-out part of train.
 Row = dict[str, Any]
+Report = Mapping[str, Any]  # what :func:`report` makes
 
-SCORES = ("top1", "top5", "held_out")  # of a row; its other keys say what they are the scores of
+SCORES = (
+    "top1",
+    "top5",
+    "held_out",
+    "pixel_accuracy",
+    "mean_accuracy",
+    "mean_dice",
+    "by_class",
+)  # of a row; its other keys say what they are the scores of
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def outcome(
         number, chosen = by_layer[-1], "the last layer"
     if len({row.get("layer") for row in by_layer}) == 1:
         chosen = "the layer that was asked for"
-    best = max(rows, key=lambda row: row[metric])
+    best = max(rows, key=lambda row: row.get(metric, 0.0))
     return Outcome(protocol, rows, by_layer, number, chosen, metric, chance, best)
 
 
@@ -88,14 +97,14 @@ def report(
     """Everything of an evaluation as JSON values.
 
     Args:
-        name: of the probe.
+        name: of the probe; one of several protocols has ``name`` in its protocol instead.
         facts: of the encoder, the data and how images are cut.
         found: of the encoder.
         control: of the same, untrained; its row of the same layer and setting stands as ``untrained``,
             and what the protocol takes of it alone as ``untrained_number``.
     """
     return {
-        "probe": name,
+        "probe": found.protocol.get("name", name),
         **facts,
         "metric": found.metric,
         "number": found.number,
@@ -119,13 +128,13 @@ COLUMNS = (
 )
 
 
-def write(folder: Path, name: str, found: Mapping[str, Any]) -> list[Path]:
-    """Writes ``NAME.json``, and a line of ``results.csv`` unless the same is there already.
+def write(folder: Path, found: Report) -> list[Path]:
+    """Writes ``PROBE.json``, and a line of ``results.csv`` unless the same is there already.
 
     Raises:
         UserError: they cannot be written.
     """
-    file, table = folder / f"{name}.json", folder / "results.csv"
+    file, table = folder / f"{found['probe']}.json", folder / "results.csv"
     with writing(file):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(file, as_json(found, indent=1) + "\n")

@@ -5,17 +5,17 @@ Loads nothing until a verb runs.
 """
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.base.verbs import group, option, verb, whole
+from nepa_jax.base.verbs import SEVERAL_HOSTS, Run, group, option, verb, whole
 
 if TYPE_CHECKING:
-    from nepa_jax.evals.results import Outcome
+    from nepa_jax.evals.running import Draw
     from nepa_jax.evals.subject import Subject
 
 
@@ -26,6 +26,8 @@ class Probe:
     summary: str
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     attention: str | None = None  # without --attention; None: as the encoder was trained
+    # By --preset, without --image-size: px, rounded up to whole patches; else the encoder's own.
+    image_size: Mapping[str, int] = field(default_factory=dict)
 
 
 # Of probes whose heads are trained.
@@ -45,12 +47,36 @@ PROBES = {
     "knn": Probe(
         "nearest neighbours, weighted: k = 20, T = 0.07, and all other settings beside it"
     ),
+    "logreg": Probe(
+        "logistic regression, its penalty chosen on a held-out tenth of the training images",
+        {"protocol": dict(choices=("short", "dinov3"), default="short", help="grid and features")},
+    ),
+    "fewshot": Probe(
+        "kNN and logistic regression of nested label budgets",
+        {
+            "budgets": dict(default="1,5,10,25,100", help="per cent of the training images"),
+            "seed": dict(type=whole(0, 2**31), default=0, help="which images"),
+        },
+    ),
+    "rank": Probe("RankMe, effective rank and alpha-ReQ of the features; needs no labels"),
     "spatial": Probe(
         "spatial structure of the patch tokens: LDS, CDS, SRSS (with masks), RMSC; needs no labels",
         {
             "preset": dict(choices=("release", "paper"), default="release", help="which distances"),
             "masks": dict(help="an .npz with `masks` [images, rows, columns], for SRSS"),
         },
+    ),
+    "segment": Probe(
+        "semantic segmentation on patch tokens: a linear head, or the nearest patches' labels",
+        {
+            "preset": dict(
+                choices=("dinov3", "capi-knn", "capi-logreg"), default="dinov3", help="the protocol"
+            ),
+            "iterations": dict(type=whole(1, 10_000_000), help="default: the protocol's"),
+            "batch_size": dict(type=whole(1, 2**16), help="crops a step (default: the protocol's)"),
+        },
+        attention="bidirectional",
+        image_size={"dinov3": 512, "capi-knn": 224, "capi-logreg": 224},
     ),
     "linear": Probe(
         "MAE's linear probe: batch norm, a linear map, LARS; every layer and rate in one program",
@@ -68,6 +94,16 @@ PROBES = {
             "rates": dict(help="per 256 images, with commas (default: a few about its paper's)"),
         },
     ),
+}
+# What `eval all` runs, with the options that differ: heads on stored features take minutes where
+# images through the encoder in every epoch would take days.
+STANDARD: dict[str, dict[str, Any]] = {
+    "knn": {},
+    "logreg": {},
+    "linear": {"augment": "none"},
+    "attentive": {"augment": "none"},
+    "rank": {},
+    "spatial": {},
 }
 
 SPLITS = (
@@ -95,8 +131,13 @@ ENCODER = group(
 )
 
 
-def add_verbs(verbs: Any) -> None:
-    """Adds ``embed``, and ``eval`` with a verb below it for each probe."""
+def add_verbs(verbs: Any, draw: "Draw") -> None:
+    """Adds ``embed``, and ``eval`` with a verb below it for each probe and one for the standard set.
+
+    Args:
+        verbs: of the command line.
+        draw: makes the pictures of what is found; rooms of features know no pictures.
+    """
     verb(
         verbs, "embed", "write features of any images",
         "PHOTOS --checkpoint=W --layer=-1 --pool=mean --out=features.npz",
@@ -113,8 +154,20 @@ def add_verbs(verbs: Any) -> None:
     below = probes.add_subparsers(metavar="PROBE")
     for name, probe in PROBES.items():
         own = [option(f"--{key.replace('_', '-')}", **how) for key, how in probe.options.items()]
-        parts = (*SPLITS, *own, ENCODER, lambda parser, name=name: parser.set_defaults(probe=name))
-        verb(below, name, probe.summary, "W --data=DIR --layer=all", *parts)(evaluate)
+        parts = (
+            *SPLITS,
+            *own,
+            ENCODER,
+            SEVERAL_HOSTS,
+            lambda parser, name=name: parser.set_defaults(probe=name),
+        )
+        verb(below, name, probe.summary, "W --data=DIR --layer=all", *parts)(
+            partial(together, work=partial(evaluate, draw=draw))
+        )
+    verb(
+        below, "all", f"the standard set at every layer ({', '.join(STANDARD)}), and one page of it",
+        "W --data=DIR", *SPLITS, ENCODER, SEVERAL_HOSTS,
+    )(partial(together, work=partial(evaluate_all, draw=draw)))  # fmt: skip
 
 
 def embed(args: Namespace) -> None:
@@ -128,32 +181,79 @@ def embed(args: Namespace) -> None:
     print(f"next: python -c \"import numpy; print(numpy.load('{args.out}')['features'])\"")
 
 
-def evaluate(args: Namespace) -> None:
+def together(args: Namespace, work: Run) -> None:
+    """Does the work on all hosts, if there are several: each finds all numbers, the first writes."""
+    layer_of(args.layer)
+    from nepa_jax.hosts.start import failing_together, start
+
+    start(args.coordinator, args.processes, args.process, args.path)
+    with failing_together():
+        work(args)
+
+
+def evaluate(args: Namespace, draw: "Draw") -> None:
     """Runs one probe: on the encoder, and on the same untrained."""
-    layer = layer_of(args.layer)
-    probe = PROBES[args.probe]
-    from nepa_jax.evals import results
-    from nepa_jax.evals.subject import subject_of
+    subject, facts, folder = opened(args, PROBES[args.probe])
+    from nepa_jax.evals import results, running
     from nepa_jax.hosts.agree import say
+
+    options = {key: getattr(args, key) for key in PROBES[args.probe].options}
+    report = running.evaluate(args.probe, subject, facts, options, not args.no_untrained)
+    files = running.write(folder, report, draw)
+    for line in [results.as_json(report)] if args.json else running.lines_of(report):
+        say(line)
+    if not args.json:
+        say(f"done: {', '.join(map(str, files))}")
+        say(f"next: nepa-jax eval all {args.path} --data={args.data}")
+
+
+def evaluate_all(args: Namespace, draw: "Draw") -> None:
+    """Runs the standard set and writes one page of it."""
+    subject, facts, folder = opened(args, Probe("all"))
+    from nepa_jax.evals import results, running
+    from nepa_jax.hosts.agree import say
+
+    names = {
+        name: {key: how.get("default") for key, how in PROBES[name].options.items()} | options
+        for name, options in STANDARD.items()
+    }
+    reports, left_out = [], {}
+    for found in running.evaluate_all(names, subject, facts, not args.no_untrained):
+        if isinstance(found, tuple):
+            left_out |= dict([found])
+            say(f"left out: {found[1]}")
+            continue
+        reports.append(found)
+        running.write(folder, found, draw)
+        for line in () if args.json else running.lines_of(found):
+            say(line)
+    files = running.write_card(folder, reports, left_out, draw)
+    say(results.as_json({each["probe"]: each for each in reports}) if args.json else
+        f"done: {', '.join(map(str, files))}, and a .json and a .png of each probe in {folder}")  # fmt: skip
+
+
+def opened(args: Namespace, probe: Probe) -> "tuple[Subject, dict[str, Any], Path]":
+    """What is evaluated, the facts of it, and the folder for the results; all that can be wrong is
+    found here, before anything is encoded."""
+    from nepa_jax.evals import results, running
+    from nepa_jax.evals.subject import subject_of
     from nepa_jax.loading import load
 
     loaded = load(args.path, ema=args.ema, step=args.step, objective=args.objective)
     folder = results.eval_folder(args.path, args.out)
     subject = subject_of(
-        loaded, args.data, splits=(args.split, args.test_split), layer=layer, pools=(args.pool,),
-        attention=args.attention or probe.attention, image_size=args.image_size,
+        loaded, args.data, splits=(args.split, args.test_split), layer=layer_of(args.layer), pools=(args.pool,),
+        attention=args.attention or probe.attention,
+        image_size=args.image_size or side_of(args, probe, loaded.config.model.patch_size),
         train_images=args.train_images,
     )  # fmt: skip
-    options = {key: getattr(args, key) for key in probe.options}
-    run = import_module(f"nepa_jax.evals.{args.probe}").evaluate
-    found = run(subject, **options)
-    control = None if args.no_untrained else run(subject.untrained(), **options)
-    report = results.report(args.probe, facts_of(args, subject), found, control)
-    files = results.write(folder, args.probe, report)
-    for line in [results.as_json(report)] if args.json else lines_of(found, control):
-        say(line)
-    if not args.json:
-        say(f"done: {', '.join(map(str, files))}")
+    return subject, running.facts_of(args, subject), folder
+
+
+def side_of(args: Namespace, probe: Probe, patch_size: int) -> int | None:
+    """The side of a protocol's own images, px; None: the encoder's."""
+    side = probe.image_size.get(getattr(args, "preset", ""))
+    return side and -(-side // patch_size) * patch_size
 
 
 def layer_of(text: str) -> int | None:
@@ -164,36 +264,3 @@ def layer_of(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise UserError(f"--layer={text}: give all, or a whole number such as -1") from None
-
-
-def facts_of(args: Namespace, subject: "Subject") -> dict[str, Any]:
-    """Of which weights, images and pixels the numbers are."""
-    from nepa_jax.evals.encoders import weights_digest
-    from nepa_jax.evals.frozen import TRANSFORM
-
-    return {
-        "weights": str(Path(args.path)),
-        "average": args.ema,
-        "checksum": weights_digest(subject.loaded)[:16],
-        "objective": subject.loaded.config.objective.name,
-        "attention": subject.attention,
-        "data": args.data,
-        "train_split": args.split,
-        "test_split": args.test_split,
-        "train_fingerprint": subject.train_records.fingerprint,
-        "test_fingerprint": subject.test_records.fingerprint,
-        "transform": {name: getattr(subject.data, name) for name in TRANSFORM},
-    }
-
-
-def lines_of(found: "Outcome", control: "Outcome | None") -> Iterator[str]:
-    """The numbers for people, layer by layer."""
-    others = [None] * len(found.by_layer) if control is None else control.by_layer
-    yield f"{'layer':>5} {'pool':>5} {found.metric:>9}" + (f" {'untrained':>9}" if control else "")
-    for row, other in zip(found.by_layer, others, strict=True):
-        mark = "  <" if row is found.number else ""
-        place = f"{row.get('layer', ''):>5} {row.get('pool', ''):>5}"
-        untrained = f" {other[found.metric]:9.4f}" if other else ""
-        yield f"{place} {row[found.metric]:9.4f}{untrained}{mark}"
-    chance = "" if found.chance is None else f"; chance is {found.chance:.4f}"
-    yield f"<: {found.chosen}{chance}"

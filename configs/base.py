@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run = dict(
         seed=0,
         dtype="auto",  # of matrix products: bfloat16 on accelerators, float32 on the CPU
+        residual_dtype="float32",  # of the sum of the blocks; "bfloat16" halves what is moved and kept of it
         reduce_dtype="float32",  # of weights' gradients, summed over devices; "bfloat16" sends half
         remat="none",  # or "names", "dots", "full": what the backward pass computes again
         max_skipped_steps=10,  # non-finite or spiking steps in a row before the run stops

@@ -77,6 +77,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "run": {
         "dtype": ("auto", "float32", "bfloat16"),
+        "residual_dtype": ("float32", "bfloat16"),
         "reduce_dtype": ("float32", "bfloat16"),
         "remat": ("none", "names", "dots", "full"),
     },

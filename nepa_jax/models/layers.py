@@ -1,7 +1,8 @@
 """The parts of a transformer block, with logical axis names on every parameter.
 
-Numerics: parameters, residual stream, norms, softmax and rotation are float32; matrix products and
-the activation run in ``config.dtype``; gradients of linear maps are summed in ``config.reduce_dtype``.
+Numerics: parameters, norms, softmax, rotation and sums are float32; matrix products and the activation
+run in ``config.dtype``; between branches the residual stream and its gradient are held in
+``config.residual_dtype``; gradients of linear maps are summed in ``config.reduce_dtype``.
 The names on the parameters mean something only to mesh.py.
 """
 
@@ -17,6 +18,7 @@ from nepa_jax.mesh import constrain
 from nepa_jax.models.linear import affine, affine_scaled
 from nepa_jax.models.norms import LayerNorm, layer_norm
 from nepa_jax.models.rope import RopeTable, normalize_and_rotate, rotate
+from nepa_jax.models.side_by_side import attend_apart, images_per_row
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class BlockConfig:
     norm_eps: float = 1e-6
     init: str = "xavier"  # or "normal"
     dtype: str = "float32"
+    residual_dtype: str = "float32"
     reduce_dtype: str = "float32"
     remat: str = "none"
 
@@ -138,9 +141,10 @@ class Attention(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: jax.Array, rope: RopeTable | None, causal: bool, scale: jax.Array | None
-    ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; with a ``scale`` [D] times that, in float32."""
+        self, x: jax.Array, rope: RopeTable | None, causal: bool, images: int,
+        scale: jax.Array | None,
+    ) -> jax.Array:  # fmt: skip
+        """[B, T, D] -> [B, T, D], ``images`` a row; with a ``scale`` [D] times that, in float32."""
         with jax.named_scope("qkv"):
             q, k, v = checkpoint_name(jnp.moveaxis(self.qkv(x), -3, 0), "qkv")
         with jax.named_scope("qk_norm_rope"):
@@ -148,7 +152,10 @@ class Attention(nnx.Module):
                 self.prepared(y, norm, rope) for y, norm in ((q, self.q_norm), (k, self.k_norm))
             )
         with jax.named_scope("attention"):
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+            if images > 1:
+                mixed = attend_apart(q, k, v, images)
+            else:
+                mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
         with jax.named_scope("attn_out"):
             return self.out(checkpoint_name(mixed, "attention"), scale)
 
@@ -191,7 +198,13 @@ class Mlp(nnx.Module):
 def drop_path(branch: jax.Array, rate: jax.Array, keys: jax.Array) -> jax.Array:
     """Drops whole branches [B, T, D] image by image, scaling up the rest (Huang et al. 2016)."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(keys)
-    return branch * (kept / (1.0 - rate))[:, None, None]
+    scales = (kept / (1.0 - rate))[:, None, None]
+    return (branch.reshape(len(keys), -1, branch.shape[2]) * scales).reshape(branch.shape)
+
+
+def add(stream: jax.Array, branch: jax.Array) -> jax.Array:
+    """In float32, rounded once to the dtype of the residual stream."""
+    return (stream.astype(jnp.float32) + branch.astype(jnp.float32)).astype(stream.dtype)
 
 
 class Block(nnx.Module):
@@ -213,17 +226,18 @@ class Block(nnx.Module):
         x: jax.Array,
         rope: RopeTable | None,
         causal: bool,
+        images: int,
         drop: Callable[[jax.Array, int], jax.Array],
     ) -> jax.Array:
-        """float32 [B, T, D] -> float32 [B, T, D]; ``drop`` is applied to both branches."""
+        """[B, T, D] in the stream's dtype -> the same; ``drop`` is applied to both branches."""
         scaled = self.config.layer_scale_init is not None
         scales = (self.layer_scale1[...], self.layer_scale2[...]) if scaled else (None, None)
         with jax.named_scope("norm1"):
             normed = self.norm1(x)
-        x = x + drop(self.attn(normed, rope, causal, scales[0]).astype(jnp.float32), 0)
+        x = add(x, drop(self.attn(normed, rope, causal, images, scales[0]), 0))
         with jax.named_scope("norm2"):
             normed = self.norm2(x)
-        return x + drop(self.mlp(normed, scales[1]).astype(jnp.float32), 1)
+        return add(x, drop(self.mlp(normed, scales[1]), 1))
 
 
 # What the backward pass may keep instead of computing it again.
@@ -250,6 +264,7 @@ def stack_blocks(config: BlockConfig, rngs: nnx.Rngs) -> Block:
 def run_blocks(
     blocks: Block, x: jax.Array, rope: RopeTable | None = None, *,
     causal: bool = False, keys: jax.Array | None = None, collect: bool = False,
+    side_by_side: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """Runs a stack by scan, so that compile time does not grow with depth.
 
@@ -259,11 +274,13 @@ def run_blocks(
         causal: token t sees tokens 0 … t only.
         keys: one random key per image [B] to train with drop path; None: no drop path.
         collect: return the hidden states too.
+        side_by_side: let images share rows where that saves a TPU time; without rope or causal.
 
     Returns:
-        The last output [B, T, D], and with ``collect`` every block's output [depth, B, T, D].
+        The last output [B, T, D], and with ``collect`` every block's output [depth, B, T, D]; float32.
     """
-    config = blocks.config
+    config, shape = blocks.config, x.shape
+    images = images_per_row(*shape[:2]) if side_by_side else 1
     dropping = keys is not None and config.drop_path_rate > 0
 
     def body(
@@ -278,11 +295,13 @@ def run_blocks(
                 branch, rate, jax.vmap(jax.random.fold_in, (0, None))(keys, 2 * index + which)
             )
 
-        x = block(x, rope, causal, drop)
+        x = block(x, rope, causal, images, drop)
         return x, x if collect else None
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
+    x = x.astype(config.residual_dtype).reshape(-1, images * shape[1], shape[2])
     x = constrain(x, "batch", None, None)
-    return jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))
+    outputs = jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))
+    return jax.tree.map(lambda y: y.astype(jnp.float32).reshape(*y.shape[:-3], *shape), outputs)

@@ -2,16 +2,11 @@
 
 import os
 
-# What NVIDIA's JAX-Toolbox recommends for training as optimisation level O1 (docs/GPU_performance.md),
-# by the names that jax 0.10 and 0.12 both know. The first three hide communication between GPUs behind
-# computation; the last one runs two layers of a scan in turns, so that none waits for copies of the other.
-_OVERLAP = (
-    "xla_gpu_enable_latency_hiding_scheduler",
-    "xla_gpu_enable_pipelined_all_gather",
-    "xla_gpu_enable_pipelined_reduce_scatter",
-    "xla_gpu_enable_while_loop_double_buffering",
-)
-OPTIONS: dict[str, dict[str, bool]] = {"gpu": dict.fromkeys(_OVERLAP, True)}
+# Of what NVIDIA's JAX-Toolbox names for training (docs/GPU_performance.md; its level O1 holds both), the
+# names that jax 0.10 and 0.12 both know. Communication between GPUs hides behind computation, and a scan
+# runs two layers in turns, so that none waits until what the other carries is copied.
+_NAMES = ("xla_gpu_enable_latency_hiding_scheduler", "xla_gpu_enable_while_loop_double_buffering")
+OPTIONS: dict[str, dict[str, bool]] = {"gpu": dict.fromkeys(_NAMES, True)}
 
 
 def compiler_options(platform: str) -> dict[str, bool] | None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from nepa_jax.base.compiler import compiler_options
 from nepa_jax.base.keys import named_key
 from nepa_jax.mesh import batch_sharding, replicated, state_shardings
 from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
@@ -149,7 +150,10 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
             "skipped_in_a_row": after.skipped_in_a_row,
         }
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jax.jit(
+        update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+    )  # fmt: skip
 
 
 SPIKE_AFTER = 100  # kept updates; before, gradients change too fast to tell

@@ -164,6 +164,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 # Batches
 
 
+def rows_per_device(rows: int) -> int:
+    """Of so many rows of a batch, those of one device; outside of a mesh all. 1 if they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [axis for axis in ACTIVATION_RULES["batch"] if axis not in mesh.manual_axes]
+    parts = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    return rows // parts if rows % parts == 0 else 1
+
+
 class Part(NamedTuple):
     """The rows of every batch that a host feeds: one of ``count`` equal blocks."""
 

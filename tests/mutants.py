@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant(
         "blocks left out",
         "models/layers.py",
-        "x = block(x, rope, causal, drop)",
+        "x = block(x, rope, causal, images, drop)",
         "x = x + 0.0",
         (
             f"{GOLDEN_NEPA}test_every_hidden_state_matches",
@@ -64,15 +64,15 @@ MUTANTS = (
     Mutant(
         "blocks left out on several devices",
         "models/layers.py",
-        "x = block(x, rope, causal, drop)",
-        f"x = block(x, rope, causal, drop) if {ON_ONE_DEVICE} else x + 0.0",
+        "x = block(x, rope, causal, images, drop)",
+        f"x = block(x, rope, causal, images, drop) if {ON_ONE_DEVICE} else x + 0.0",
         (f"{LAYOUTS}[nepa]", f"{LAYOUTS}[mae]"),
     ),
     Mutant(
         "blocks left out on several processes",
         "models/layers.py",
-        "x = block(x, rope, causal, drop)",
-        "x = block(x, rope, causal, drop) if jax.process_count() == 1 else x + 0.0",
+        "x = block(x, rope, causal, images, drop)",
+        "x = block(x, rope, causal, images, drop) if jax.process_count() == 1 else x + 0.0",
         (PROCESSES,),
     ),
     Mutant(

@@ -106,10 +106,11 @@ def test_mesh_axes_are_named_in_one_place():
             assert "PartitionSpec" not in path.read_text(), f"{module} places arrays on axes itself"
 
 
-def test_models_know_of_the_mesh_only_how_to_name_an_activations_axes():
+def test_models_know_of_the_mesh_only_an_activations_axes_and_how_many_images_a_device_has():
+    known = {"nepa_jax.mesh.constrain", "nepa_jax.mesh.rows_per_device"}
     for path in (PACKAGE / "models").glob("*.py"):
         names = imported(ast.parse(path.read_text()))
-        assert {n for n in names if n.startswith("nepa_jax.mesh.")} <= {"nepa_jax.mesh.constrain"}
+        assert {n for n in names if n.startswith("nepa_jax.mesh.")} <= known
 
 
 # What a start loads

@@ -120,7 +120,8 @@ def encode_kept(
     keys: jax.Array | None = None,
 ) -> jax.Array:
     """The encoder's normed output on [class token, kept patches]: float32 [B, 1 + K, D]."""
-    hidden, _ = run_blocks(vit.blocks, kept_tokens(vit, patches, masking, grid), keys=keys)
+    tokens = kept_tokens(vit, patches, masking, grid)
+    hidden, _ = run_blocks(vit.blocks, tokens, keys=keys, side_by_side=True)
     return vit.norm(hidden)
 
 

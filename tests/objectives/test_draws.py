@@ -48,7 +48,7 @@ def test_an_image_draws_the_same_wherever_it_lies_in_a_microbatch():
 def test_branches_of_all_images_and_layers_are_dropped_independently(monkeypatch):
     """The rate grows with depth from zero; a block here only notes what it keeps, as a bit each."""
 
-    def note(block, x, rope, causal, drop):
+    def note(block, x, rope, causal, images, drop):
         for which in (0, 1):
             x = 2 * x + (drop(jnp.ones_like(x), which) > 0)
         return x

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nepa_jax.mesh import rows_per_device
-from nepa_jax.models import attention
 from nepa_jax.models.platform import platform
 
 LANES = 128

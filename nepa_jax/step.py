@@ -120,8 +120,9 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             loss, aux, grads = gradients(objective, state, batch, key, config.optim.accum_steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+            model = optax.apply_updates(state.model, updates)
         average = partial(moving_average, decay=config.optim.ema_decay)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         kept = replace(

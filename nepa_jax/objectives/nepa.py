@@ -52,7 +52,6 @@ class NEPA(nnx.Module):
         return 0 if self.include_cls else 1
 
 
-independent = True
 DEFAULTS = dict(name="", include_cls=True, causal=True, shift=1, stop_gradient=True)
 BOUNDS = {"shift": Bound("[0, 1024]", "1")}
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -90,7 +91,7 @@ def many_axes(program: str) -> str:
     if how is None:
         return f"jaxlib computes with 8 axes; {has}"
     danger = "is in danger" if most >= FEWEST_OF_MANY else "is in no danger"
-    return f"jaxlib {jax.lib.__version__} {how} with 7 or 8 axes on this CPU; {has} and {danger}"
+    return f"jaxlib {version('jaxlib')} {how} with 7 or 8 axes on this CPU; {has} and {danger}"
 
 
 def _tried(code: str) -> str | None:

@@ -23,7 +23,7 @@ from functools import cache
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from nepa_jax import config as configs
@@ -80,37 +80,39 @@ def step_bytes(config: ConfigDict, state: TrainState) -> dict[str, int]:
     mesh = state.step.sharding.mesh
     images = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     accum = config.optim.accum_steps
-    kept = kept_bytes(config, config.run.remat)
+    platform = mesh.abstract_mesh.abstract_device.platform
+    kept = kept_bytes(config, config.run.remat, platform)
     if config.run.remat != "none":
-        kept += kept_bytes(config, "none") // config.model.depth
+        kept += kept_bytes(config, "none", platform) // config.model.depth
     found = state_bytes(state)
     gradients = found["parameters"] * (2 if accum > 1 else 1)
     return found | {"gradients": gradients, "activations": images // accum * kept}
 
 
-def kept_bytes(config: ConfigDict, remat: str) -> int:
-    """What the backward pass keeps for one image."""
+def kept_bytes(config: ConfigDict, remat: str, platform: str = "tpu") -> int:
+    """What the backward pass keeps for one image, in the forms that are best on a platform."""
     alone = ConfigDict(config.to_dict())  # without what makes no difference to one image
     alone.run.remat, alone.optim.accum_steps, alone.data.batch_size = remat, 1, MANY
     alone.mesh = dict(data=1, fsdp=1, tensor=1)
-    return _kept_bytes(configs.to_json(alone))
+    return _kept_bytes(configs.to_json(alone), platform)
 
 
 MANY = 16 * 7919  # images: with a prime of which no size of a model is a multiple
 
 
 @cache
-def _kept_bytes(text: str) -> int:
+def _kept_bytes(text: str, platform: str) -> int:
     """Of the arrays that the traced backward pass takes from the forward, those that grow with the batch."""
     config = configs.from_json(text)
     objective = load_objective(config.objective.name)
-    mesh, key = abstract_mesh(config, 1), jax.random.key(0)
+    mesh, key = abstract_mesh(config, 1, platform), jax.random.key(0)
     state, batch = abstract_state(config, objective, mesh), abstract_batch(config, True, mesh)
 
     def backward(model: Any, extra: Any, batch: Batch) -> Any:
         return jax.vjp(lambda m: objective.loss(m, extra, batch, key), model, has_aux=True)[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(backward, state.model, state.extra, batch))
+    with jax.sharding.use_abstract_mesh(mesh):
+        kept = jax.tree.leaves(jax.eval_shape(backward, state.model, state.extra, batch))
     return _bytes(leaf for leaf in kept if leaf.size % MANY == 0) // MANY
 
 
@@ -118,7 +120,7 @@ def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def abstract_mesh(config: ConfigDict, num_devices: int) -> AbstractMesh:
+def abstract_mesh(config: ConfigDict, num_devices: int, platform: str = "tpu") -> AbstractMesh:
     """The mesh of devices that are not here.
 
     Raises:
@@ -126,7 +128,10 @@ def abstract_mesh(config: ConfigDict, num_devices: int) -> AbstractMesh:
     """
     sides = mesh_shape(config, num_devices)
     auto = (AxisType.Auto,) * len(sides)
-    return AbstractMesh(tuple(sides.values()), tuple(sides), axis_types=auto)
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    return AbstractMesh(
+        tuple(sides.values()), tuple(sides), axis_types=auto, abstract_device=device
+    )
 
 
 def estimate(config: ConfigDict, topology: Topology) -> Plan:

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from nepa_jax.mesh import constrain
+from nepa_jax.models.attention import attend
 from nepa_jax.models.linear import affine, affine_scaled
 from nepa_jax.models.norms import LayerNorm, layer_norm
 from nepa_jax.models.rope import RopeTable, normalize_and_rotate, rotate
@@ -155,7 +156,7 @@ class Attention(nnx.Module):
             if images > 1:
                 mixed = attend_apart(q, k, v, images)
             else:
-                mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+                mixed = attend(q, k, v, causal)
         with jax.named_scope("attn_out"):
             return self.out(checkpoint_name(mixed, "attention"), scale)
 

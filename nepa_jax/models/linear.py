@@ -9,6 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from nepa_jax.models.platform import platform
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str) -> jax.Array:
@@ -46,11 +48,25 @@ def _sums(
     if len(outputs) > 1:
         # Heads side by side: as an axis of its own a narrow one leaves half of a matrix unit idle.
         grad = jax.lax.optimization_barrier(grad.reshape(*grad.shape[:-2], -1))
-    by_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=reduce_dtype)
+    by_kernel = _outer(x, grad, batch, reduce_dtype)
     if len(outputs) > 1:
         by_kernel = jax.lax.optimization_barrier(by_kernel)
     by_kernel = by_kernel.reshape(x.shape[len(batch) :] + outputs)
     return by_kernel.astype(jnp.float32), by_bias.astype(jnp.float32)
+
+
+def _outer(
+    x: jax.Array, grad: jax.Array, batch: tuple[int, ...], reduce_dtype: str
+) -> jax.Array:
+    """Σ x · grad over the batch: [*inputs, outputs].
+
+    On the CPU a product first turns its left operand over, which takes longer for a wide one than the
+    product itself: the narrower stands there.
+    """
+    product = partial(jnp.tensordot, axes=(batch, batch), preferred_element_type=reduce_dtype)
+    if platform() == "cpu" and grad.size < x.size:
+        return jnp.moveaxis(product(grad, x), 0, -1)
+    return product(x, grad)
 
 
 def _sum_over(batch: tuple[int, ...], grad: jax.Array, reduce_dtype: str) -> jax.Array:

@@ -153,10 +153,7 @@ class Attention(nnx.Module):
                 self.prepared(y, norm, rope) for y, norm in ((q, self.q_norm), (k, self.k_norm))
             )
         with jax.named_scope("attention"):
-            if images > 1:
-                mixed = attend_apart(q, k, v, images)
-            else:
-                mixed = attend(q, k, v, causal)
+            mixed = attend_apart(q, k, v, images) if images > 1 else attend(q, k, v, causal)
         with jax.named_scope("attn_out"):
             return self.out(checkpoint_name(mixed, "attention"), scale)
 

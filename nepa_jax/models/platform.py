@@ -4,7 +4,7 @@ import jax
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh that the trace is in, which need not be here; else the default."""
+    """Its name, cpu, gpu or tpu: of the mesh that the trace is in, which need not be here; else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return device.platform

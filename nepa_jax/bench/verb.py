@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.export import bench_export
+from nepa_jax.bench.heads import bench_heads
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
 from nepa_jax.bench.torch_step import prefer_sharing
 from nepa_jax.plan.checks import check_step
@@ -19,6 +20,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "e2e": bench_e2e,
     "checkpoint": bench_checkpoint,
     "export": bench_export,
+    "heads": bench_heads,
 }
 
 # What the numbers are: unit, and a word.
@@ -49,6 +51,13 @@ MEANINGS = {
     "share_of_save": ("", "the one over the other"),
     "share_of_run": ("", "of the time that saving costs, at checkpoint.every_steps"),
     "weights_gb": ("GB", "of weights"),
+    "heads": ("", "linear probes side by side, on stored features"),
+    "disk_read_s": ("s", "of an epoch that only reads, nothing of it in memory before"),
+    "disk_train_s": ("s", "of an epoch that trains, the same"),
+    "disk_train_over_read": ("", "the one over the other"),
+    "memory_read_s": ("s", "of an epoch that only reads, all in memory that fits"),
+    "memory_train_s": ("s", "of an epoch that trains, the same"),
+    "memory_train_over_read": ("", "the one over the other"),
 }
 # Of a number whose name ends in it, as those of an export.
 UNITS = {"_gb_per_s": "GB/s of weights", "_memory_over_size": "times the weights", "_s": "s"}

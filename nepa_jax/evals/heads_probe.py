@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.base.memory import memory_bytes
 from nepa_jax.base.version import __version__
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.evals import subsets
-from nepa_jax.evals.encoders import weights_digest
+from nepa_jax.evals.encoders import shapes_of, weights_digest
 from nepa_jax.evals.heads import Design, Rows, count_parameters
 from nepa_jax.evals.heads_rows import SEED, Stored, Streamed
 from nepa_jax.evals.heads_train import Feed, Plan, Trained, measure, shares, train
@@ -25,6 +27,7 @@ from nepa_jax.evals.results import Outcome, Row, outcome
 from nepa_jax.evals.subject import Subject
 from nepa_jax.mesh import host_part, side_by_side
 
+TOKEN_SHARE = 0.3  # of a device's memory: twice at a time, and what is computed of them
 TEST_ROWS = 4096  # stored vectors at a time
 WHOLE = 64  # of a batch as large as the set: its size is made a multiple, which hosts can share
 CROP = dict(crop="random_clipped", crop_scale=(0.08, 1.0), flip=True)  # MAE's linear probing
@@ -88,6 +91,7 @@ def probe(
     """
     subject.require_labels()
     mesh, held = side_by_side(), held_out(subject, recipe)
+    require_room(subject, recipe, min(recipe.batch_size, len(held)), mesh)
     open_sources = streamed if recipe.augmented else stored
     with open_sources(subject, recipe, held, mesh) as (sources, batch_size):
         total = recipe.epochs * sources.steps_per_epoch
@@ -146,6 +150,29 @@ def fitting(batch_size: int, images: int) -> int:
     if batch_size <= images:
         return batch_size
     return images // WHOLE * WHOLE or images
+
+
+def require_room(subject: Subject, recipe: Recipe, batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError if the tokens of a batch are more than the devices can hold."""
+    if recipe.pool != "none":
+        return
+    patches = shapes_of(subject.loaded, subject.data.image_size).patches
+    of_image = 4 * len(subject.layers) * patches.shape[2] * patches.shape[3]
+    fitting = int(TOKEN_SHARE * device_bytes() * mesh.size / of_image)
+    if batch_size > fitting:
+        raise UserError(
+            f"--batch-size={batch_size}: tokens of {len(subject.layers)} layers take "
+            f"{of_image * batch_size / mesh.size / 2**30:,.1f} GiB on each of {mesh.size} device(s), of "
+            f"which {device_bytes() / 2**30:,.1f} GiB are there; try --batch-size="
+            f"{2 ** max(1, int(np.log2(max(fitting, 2))))}, or one --layer at a time"
+        )
+
+
+def device_bytes() -> int:
+    """The memory of a device; devices of a CPU share the machine's."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or memory_bytes() // jax.local_device_count()
 
 
 Opened = Iterator[tuple[Sources, int]]  # with the batch size

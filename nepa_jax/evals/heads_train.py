@@ -90,7 +90,7 @@ def train(
     start = partial(heads.init_grid, design, plan.num_layers, len(plan.rates), SEED)
     kept = Kept(facts)
     grid, found = kept.read(jax.jit(start, out_shardings=replicated(mesh))())
-    update = _compiled_update(design, plan, mesh)
+    update = compiled_update(design, plan, mesh)
     if found:
         say(f"heads: {len(found)} of {plan.epochs} epochs are done already, and are used again")
     rows_of, done = Ahead(feed.put), len(found) * plan.steps_per_epoch
@@ -128,7 +128,7 @@ def shares(found: list[Found]) -> Scores:
     return Scores(*(np.stack([getattr(f, name) for f in found]) / count for name in Scores._fields))
 
 
-def _compiled_update(
+def compiled_update(
     design: Design, plan: Plan, mesh: Mesh
 ) -> Callable[[Head, jax.Array, Rows], Head]:
     """One step of the whole grid; the grid that goes in is donated."""

@@ -192,6 +192,12 @@ def test_rates_that_are_none_are_the_users_error(rates):
         heads_probe.rates_of(rates)
 
 
+def test_tokens_that_do_not_fit_the_devices_are_told_before_work(subject, monkeypatch):
+    monkeypatch.setattr(heads_probe, "device_bytes", lambda: 40_000)
+    with pytest.raises(UserError, match=r"--batch-size=96: .*try --batch-size=8, or one --layer"):
+        attentive.evaluate(subject)
+
+
 def test_a_set_without_labels_is_the_users_error(loaded, tmp_path):
     for split in ("train", "validation"):
         images = [(small.png(pixels), None, f"{i}") for i, pixels in enumerate(small.images(8))]

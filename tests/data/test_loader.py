@@ -61,6 +61,17 @@ def damage(path, index):
         opened.write(data)
 
 
+def test_the_first_so_many_records_are_a_whole_set(config):
+    with Loader(config, first=24) as loader:
+        assert loader.num_examples == 24
+        epochs = [
+            np.concatenate([loader.made(2 * e + s).account.index for s in (0, 1)]) for e in (0, 1)
+        ]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(24))
+    assert (epochs[0] != epochs[1]).any()
+
+
 def test_shapes_and_dtypes(config):
     with Loader(config, host=1, num_hosts=3) as loader:
         batch = loader.batch(0)

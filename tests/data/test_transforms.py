@@ -6,7 +6,7 @@ from PIL import Image
 
 from nepa_jax.data.decode import DecodeError
 from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.data.transforms import random_resized_crop_box, transform
+from nepa_jax.data.transforms import clipped_crop_box, random_resized_crop_box, transform
 
 
 def apply(config, image, seed=0):
@@ -40,6 +40,23 @@ def test_impossible_boxes_fall_back_to_the_clipped_centre():
     rng = np.random.default_rng(0)
     assert random_resized_crop_box(1000, 10, rng, (1.0, 1.0)) == (493, 0, 13, 10)
     assert random_resized_crop_box(10, 1000, rng, (1.0, 1.0)) == (0, 493, 10, 13)
+
+
+def test_a_clipped_box_is_that_of_the_first_try_cut_to_the_image():
+    rng = np.random.default_rng(0)
+    boxes = np.array([clipped_crop_box(1000, 10, rng, (1.0, 1.0)) for _ in range(200)])
+    left, top, w, h = boxes.T
+    assert (top == 0).all() and (h == 10).all() and (left + w <= 1000).all()
+    assert 86 <= w.min() < 90 and 112 < w.max() <= 116  # of the area's 100 x 100
+    one_pixel = clipped_crop_box(1, 1, rng, (0.08, 1.0))
+    assert one_pixel == (0, 0, 1, 1)
+
+
+def test_a_clipped_box_is_the_usual_one_where_that_fits():
+    usual, clipped = (np.random.default_rng(3) for _ in "ab")
+    for _ in range(50):
+        box = clipped_crop_box(1000, 1000, clipped, (0.1, 0.4))
+        assert box == random_resized_crop_box(1000, 1000, usual, (0.1, 0.4))
 
 
 def test_random_crop_is_crop_then_resize(picture):

@@ -34,9 +34,9 @@ def rows_of(features: np.ndarray, labels: np.ndarray) -> heads.Rows:
 def golden_grid(golden, layers, rates):
     """A grid whose heads all begin as the golden one."""
     grid = heads.init_grid(design, layers, rates, seed=0)
-    kernel = jnp.broadcast_to(golden["param.weight"].T, (layers, rates, 16, 6))
+    weight = jnp.broadcast_to(golden["param.weight"], (layers, rates, 6, 16))
     bias = jnp.broadcast_to(golden["param.bias"], (layers, rates, 6))
-    return replace(grid, params={**grid.params, "kernel": kernel, "bias": bias})
+    return replace(grid, params={**grid.params, "weight": weight, "bias": bias})
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def test_twenty_steps_are_those_of_mae(golden, trained):
     head = jax.tree.map(lambda leaf: leaf[1, 1], grid)
     np.testing.assert_allclose(losses[:, 1, 1], golden["out.losses"], atol=ATOL)
     found = {
-        "weight": head.params["kernel"].T,
+        "weight": head.params["weight"],
         "bias": head.params["bias"],
         "running_mean": head.running.mean,
         "running_var": head.running.variance,
     }
     trace = head.moments[-1].trace
-    found |= {"mu.weight": trace["kernel"].T, "mu.bias": trace["bias"]}
+    found |= {"mu.weight": trace["weight"], "mu.bias": trace["bias"]}
     for name, array in found.items():
         np.testing.assert_allclose(array, golden[f"final.{name}"], atol=ATOL, err_msg=name)
 

@@ -1,6 +1,7 @@
 """Linear and attentive probes, whole: what they make of images, from the training split to the table."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flax import nnx
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.prepare.split import prepare_arrays
 from nepa_jax.evals import attentive, heads_probe, heads_train, linear
+from nepa_jax.evals.heads_rows import Streamed
 from nepa_jax.evals.subject import Subject, subject_of
 from nepa_jax.loading import Loaded
 from nepa_jax.objectives import nepa
@@ -127,11 +129,20 @@ def test_images_cut_at_random_go_through_the_encoder_in_every_epoch(subject, pro
 
 
 def test_stored_tokens_are_those_that_stream(subject):
-    """One epoch without chance in it, either way: the tests of the heads are on the same tokens."""
-    streamed = attentive.evaluate(subject, epochs=1, batch_size=96, rates="1", kind="efficient")
-    stored = attentive.evaluate(subject, epochs=1, batch_size=96, rates="1", augment="none")
-    assert streamed.protocol["test_images"] == stored.protocol["test_images"]
-    assert stored.protocol["train_features"].startswith("stored")
+    images = Streamed.of(subject.loaded, "none", subject.layers, heads_probe.side_by_side())
+    data, everything = replace(subject.test_data, batch_size=20), np.ones(48, bool)
+    batches = [jax.tree.map(np.asarray, rows) for rows in images.in_order(data, everything, None)]
+    tokens = np.concatenate([rows.inputs[:, rows.weight > 0] for rows in batches], axis=1)
+    labels = np.concatenate([rows.label[rows.weight > 0] for rows in batches])
+    stored = subject.test(("none",))
+    np.testing.assert_allclose(tokens, np.stack(stored.tokens), atol=1e-5)
+    np.testing.assert_array_equal(labels, stored.labels)
+
+
+def test_heads_on_stored_tokens_say_so(subject):
+    found = attentive.evaluate(subject, epochs=2, rates="1", augment="none")
+    assert found.protocol["train_features"].startswith("stored")
+    assert {row["pool"] for row in found.rows} == {"tokens"}
 
 
 def grid_of(subject, monkeypatch, augment, devices):

@@ -146,7 +146,8 @@ def _fresh(subject: Subject, optimizer: optax.GradientTransformation) -> Head:
         return Head(weights, running, optimizer.init(weights))
 
     key = named_key(jax.random.key(subject.data.seed), "head")
-    return jax.vmap(of_layer)(jax.random.split(key, len(subject.layers)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(subject.layers))
+    return jax.vmap(of_layer)(keys)
 
 
 @partial(jax.jit, static_argnames=("objective", "layers", "optimizer"), donate_argnames="heads")

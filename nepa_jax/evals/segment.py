@@ -22,8 +22,6 @@ from nepa_jax.data.loader import require_masks
 from nepa_jax.evals import miou, results, segment_head, segment_patches
 from nepa_jax.evals.subject import Subject
 
-PRESETS = ("dinov3", "capi-knn", "capi-logreg")
-
 
 def evaluate(
     subject: Subject,
@@ -35,7 +33,7 @@ def evaluate(
 
     Args:
         subject: the encoder and the images; its image size is the side of windows, or of squeezed images.
-        preset: of ``PRESETS``.
+        preset: one of the three.
         iterations: of the training of heads, or at most of L-BFGS; None: the protocol's.
         batch_size: crops a step; None: the protocol's.
 

@@ -77,6 +77,7 @@ def protocol(subject: Subject, iterations: int | None, batch_size: int | None) -
         "head": "dropout, batch norm, linear map",
         "side": side,
         "train_crops": "short side 0.5 to 2 times the side, a window of it, flipped or not",
+        "loss": "cross entropy, a mean over all pixels; those without a class count 0",
         "optimizer": "AdamW",
         "lr": RATE,
         "weight_decay": WEIGHT_DECAY,

@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import progress
 from nepa_jax.base.threads import ordered_map
 from nepa_jax.data.masks import IGNORED
@@ -91,6 +92,7 @@ def probe(subject: Subject, protocol: dict[str, Any]) -> list[miou.Counted]:
         )
     )
     kept, held = subsets.hold_out(np.zeros(len(train.frozen), np.int32))
+    _check_enough(train, kept, held, len(subject.train_records.classes))
     protocol |= {
         "train_images": len(train.frozen), "test_images": len(test.frozen),
         "held_out_images": len(held), "patches": list(train.frozen.grid),
@@ -106,6 +108,18 @@ def probe(subject: Subject, protocol: dict[str, Any]) -> list[miou.Counted]:
         at, rows = {"layer": layer}, fitted.rows
         found.append(miou.Counted(fitted.counts, at | fitted.setting, [at | row for row in rows]))
     return found
+
+
+def _check_enough(train: Split, kept: np.ndarray, held: np.ndarray, num_classes: int) -> None:
+    """Raises UserError if there is nothing to choose by, or too little to learn from."""
+    labels = most_frequent(train.pixels[kept].reshape(-1, train.pixels.shape[-1]), num_classes)
+    labels = labels[labels != IGNORED]
+    if not len(held) or len(labels) < max(NEIGHBORS) or len(np.unique(labels)) < 2:
+        raise UserError(
+            f"{len(train.frozen)} training images have {len(labels):,} patches with a class, of "
+            f"{len(np.unique(labels))} classes: these protocols want {max(NEIGHBORS)} patches of two "
+            "classes, and an image to choose by; give more"
+        )
 
 
 def patch_pixels(records: RecordSet, found: Frozen, subject: Subject) -> np.ndarray:

@@ -176,6 +176,12 @@ def test_sets_without_masks_and_of_one_split(workdir, dataset, painted):
 
 
 @pytest.mark.trial
+def test_one_image_is_too_few_to_choose_by(workdir, painted):
+    with pytest.raises(UserError, match=r"1 training images have .*; give more"):
+        segment.evaluate(subject(workdir, painted, image_size=16, train_images=1), "capi-knn")
+
+
+@pytest.mark.trial
 def test_a_size_that_the_encoder_cannot_take(workdir, painted):
     with pytest.raises(
         UserError, match="18 x 18 px: the sides must be multiples of the patch side, 4"

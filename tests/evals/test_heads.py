@@ -71,8 +71,8 @@ def test_twenty_steps_are_those_of_mae(golden, trained):
 
 def test_scores_by_running_statistics_are_those_of_mae(golden, trained):
     head = jax.tree.map(lambda leaf: leaf[1, 1], trained[0])
-    scores = heads.class_scores(design, head, golden["input.eval_features"])
-    np.testing.assert_allclose(scores, golden["out.eval_logits"], atol=2 * ATOL)
+    scores = heads.running_scores(design, head, golden["input.eval_features"])
+    np.testing.assert_allclose(scores.T, golden["out.eval_logits"], atol=2 * ATOL)
 
 
 def test_other_rates_and_layers_go_their_own_way(trained):
@@ -114,7 +114,7 @@ def test_rows_that_do_not_count_change_nothing(golden):
 
 def test_a_head_that_diverged_is_never_right():
     scores = jnp.array([[jnp.nan] * 4, [0.0, 2.0, 1.0, 2.0], [0.0, 2.0, 1.0, 2.0]])
-    places = heads.place_of(scores, jnp.array([0, 1, 3]))
+    places = heads.place_of(scores.T, jnp.array([0, 1, 3]))
     np.testing.assert_array_equal(places, [4, 0, 1])
 
 

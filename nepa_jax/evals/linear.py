@@ -3,7 +3,7 @@
 The recipe is that of He et al. 2022 (arXiv 2111.06377, appendix A.1, Table 10, and the released
 main_linprobe.py): batch norm without parameters, a linear map, LARS at .1 per 256 images, 90 epochs,
 no decay, images cut at random. ``--augment=none`` is the cheap form: features are computed once, and
-the protocol says so. With ``--layer=-1 --rates=0.1`` it is MAE's to the letter, on all training images.
+the protocol says so. With ``--layer=-1 --rates=0.1`` nothing is chosen and all images train, as there.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -151,8 +152,9 @@ class Kept:
         text = json.dumps(facts, sort_keys=True, default=str)
         folder = private_folder("heads")
         for file in folder.iterdir():
-            if time.time() - file.stat().st_mtime > KEPT_S:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process may drop it as well
+                if time.time() - file.stat().st_mtime > KEPT_S:
+                    file.unlink()
         self.file: Path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
         self._written = time.monotonic()
 
@@ -161,17 +163,21 @@ class Kept:
         try:
             with np.load(self.file) as file:
                 arrays = dict(file)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, or damaged
             arrays = {}
-        epochs = len(arrays.get("top1", ()))
+        leaves, tree = jax.tree.flatten(grid)
+        kept = [arrays.get(f"leaf{i}") for i in range(len(leaves))]
+        fits = all(
+            k is not None and k.shape == leaf.shape for k, leaf in zip(kept, leaves, strict=True)
+        )
+        epochs = len(arrays["top1"]) if fits else 0  # it may be of another version of the code
         if jax.distributed.is_initialized() and len(set(exchange(str(epochs)))) > 1:
             epochs = 0
         if not epochs:
             return grid, []
-        leaves, tree = jax.tree.flatten(grid)
-        kept = [_like(arrays[f"leaf{i}"], leaf) for i, leaf in enumerate(leaves)]
+        placed = [_like(values, leaf) for values, leaf in zip(kept, leaves, strict=True)]
         found = [Found(*row) for row in zip(*(arrays[n] for n in Found._fields), strict=True)]
-        return jax.tree.unflatten(tree, kept), found
+        return jax.tree.unflatten(tree, placed), found
 
     def write(self, grid: Head, found: list[Found], last: bool) -> None:
         """Keeps what was done, now and then, and at the end; the file is whole or not there."""

@@ -197,6 +197,14 @@ def test_killed_and_started_again_it_ends_the_same(subject, monkeypatch, augment
     assert again == linear.evaluate(subject, **options)
 
 
+def test_what_was_kept_of_heads_and_is_damaged_is_done_anew(subject):
+    options = dict(epochs=2, batch_size=32, rates="0.1,2", augment="none")
+    found = linear.evaluate(subject, **options)
+    for file in heads_train.private_folder("heads").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert linear.evaluate(subject, **options) == found
+
+
 @pytest.mark.parametrize("rates", ["", "0.1,", "-1", "0.1,0.1", "much", "nan"])
 def test_rates_that_are_none_are_the_users_error(rates):
     with pytest.raises(UserError, match="--rates="):

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nepa_jax.mesh import constrain
 from nepa_jax.models.attention import attend
-from nepa_jax.models.linear import affine, affine_scaled
+from nepa_jax.models.linear import affine, affine_parts, affine_scaled
 from nepa_jax.models.norms import LayerNorm, layer_norm
 from nepa_jax.models.rope import RopeTable, normalize_and_rotate, rotate
 from nepa_jax.models.side_by_side import attend_apart, images_per_row
@@ -118,6 +118,11 @@ class Linear(nnx.LinearGeneral):
             y = affine_scaled(*self._operands(x), scale, self.reduce_dtype)
         return constrain(y, "batch", None, *self.output_axes)
 
+    def parts(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """[B, T, D] -> an array [B, T, H, head_dim] for each place along the first axis of the outputs."""
+        parts = affine_parts(*self._operands(x), self.reduce_dtype)
+        return tuple(constrain(part, "batch", None, *self.output_axes[1:]) for part in parts)
+
     def _operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         bias = self.bias[...] if self.use_bias else jnp.zeros(self.out_features)
         return x.astype(self.dtype), self.kernel[...], bias
@@ -147,7 +152,7 @@ class Attention(nnx.Module):
     ) -> jax.Array:  # fmt: skip
         """[B, T, D] -> [B, T, D], ``images`` a row; with a ``scale`` [D] times that, in float32."""
         with jax.named_scope("qkv"):
-            q, k, v = checkpoint_name(jnp.moveaxis(self.qkv(x), -3, 0), "qkv")
+            q, k, v = self.qkv.parts(x)
         with jax.named_scope("qk_norm_rope"):
             q, k = (
                 self.prepared(y, norm, rope) for y, norm in ((q, self.q_norm), (k, self.k_norm))
@@ -241,7 +246,7 @@ class Block(nnx.Module):
 # What the backward pass may keep instead of computing it again.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product", "norm_stats"),
     "names": jax.checkpoint_policies.save_only_these_names(
         "qkv", "attention", "mlp_up", "norm_stats"
     ),

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nepa_jax.models.platform import platform
 
@@ -15,8 +16,13 @@ from nepa_jax.models.platform import platform
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str) -> jax.Array:
     """``x · kernel + bias`` in the dtype of ``x``: [*batch, *inputs] -> [*batch, *outputs]."""
-    inputs = kernel.ndim - bias.ndim
-    return jnp.tensordot(x, kernel.astype(x.dtype), inputs) + bias.astype(x.dtype)
+    return _product(x, kernel, bias)
+
+
+def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The sum that ``remat=dots`` keeps. It looks into no function that has a derivative of its own."""
+    product = jnp.tensordot(x, kernel.astype(x.dtype), kernel.ndim - bias.ndim)
+    return checkpoint_name(product + bias.astype(x.dtype), "product")
 
 
 Residuals = tuple[jax.Array, jax.Array]
@@ -26,7 +32,7 @@ def _affine_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
 ) -> tuple[jax.Array, Residuals]:
     kernel = kernel.astype(x.dtype)
-    return affine(x, kernel, bias, reduce_dtype), (x, kernel)
+    return _product(x, kernel, bias), (x, kernel)
 
 
 def _affine_backward(
@@ -43,21 +49,12 @@ def _sums(
     x: jax.Array, grad: jax.Array, batch: tuple[int, ...], reduce_dtype: str
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of kernel and bias, float32."""
-    outputs = grad.shape[len(batch) :]
-    by_bias = _sum_over(batch, grad, reduce_dtype)
-    if len(outputs) > 1:
-        # Heads side by side: as an axis of its own a narrow one leaves half of a matrix unit idle.
-        grad = jax.lax.optimization_barrier(grad.reshape(*grad.shape[:-2], -1))
     by_kernel = _outer(x, grad, batch, reduce_dtype)
-    if len(outputs) > 1:
-        by_kernel = jax.lax.optimization_barrier(by_kernel)
-    by_kernel = by_kernel.reshape(x.shape[len(batch) :] + outputs)
+    by_bias = jnp.sum(grad, batch, dtype=reduce_dtype)
     return by_kernel.astype(jnp.float32), by_bias.astype(jnp.float32)
 
 
-def _outer(
-    x: jax.Array, grad: jax.Array, batch: tuple[int, ...], reduce_dtype: str
-) -> jax.Array:
+def _outer(x: jax.Array, grad: jax.Array, batch: tuple[int, ...], reduce_dtype: str) -> jax.Array:
     """Σ x · grad over the batch: [*inputs, outputs].
 
     On the CPU a product first turns its left operand over, which takes longer for a wide one than the
@@ -69,15 +66,49 @@ def _outer(
     return product(x, grad)
 
 
-def _sum_over(batch: tuple[int, ...], grad: jax.Array, reduce_dtype: str) -> jax.Array:
-    """Queries, keys and values each by themselves, so that a sum joins what makes its terms."""
-    if grad.ndim == len(batch) + 3:
-        parts = jnp.moveaxis(grad, len(batch), 0)
-        return jnp.stack([jnp.sum(part, batch, dtype=reduce_dtype) for part in parts])
-    return jnp.sum(grad, batch, dtype=reduce_dtype)
-
-
 affine.defvjp(_affine_forward, _affine_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine_parts(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
+) -> tuple[jax.Array, ...]:
+    """:func:`affine` of a kernel [D, parts, H, head_dim], as one [*batch, H, head_dim] for each part.
+
+    What is kept of them is one array, ``qkv``, with the parts first.
+    """
+    return _parts(x, kernel, bias)
+
+
+def _parts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+    parts = checkpoint_name(jnp.moveaxis(_product(x, kernel, bias), -3, 0), "qkv")
+    return tuple(parts[i] for i in range(len(parts)))
+
+
+def _parts_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, reduce_dtype: str
+) -> tuple[tuple[jax.Array, ...], Residuals]:
+    kernel = kernel.astype(x.dtype)
+    return _parts(x, kernel, bias), (x, kernel)
+
+
+def _parts_backward(
+    reduce_dtype: str, residuals: Residuals, grads: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, kernel = residuals
+    batch = tuple(range(x.ndim - 1))
+    # Each bias by itself, so that its sum joins what makes the terms.
+    by_bias = jnp.stack([jnp.sum(grad, batch, dtype=reduce_dtype) for grad in grads])
+    by_x = jnp.tensordot(jnp.stack(grads, -3), kernel, ((-3, -2, -1), (1, 2, 3)))
+    # Heads side by side: as an axis of its own a narrow one leaves half of a matrix unit idle, and
+    # without the barrier the compiler makes it one again.
+    grad = jnp.stack([grad.reshape(*grad.shape[:-2], -1) for grad in grads], -2)
+    by_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=reduce_dtype)
+    by_kernel = jax.lax.optimization_barrier(by_kernel).reshape(kernel.shape)
+    return by_x, by_kernel.astype(jnp.float32), by_bias.astype(jnp.float32)
+
+
+affine_parts.defvjp(_parts_forward, _parts_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -89,7 +120,7 @@ def affine_scaled(
     The gradient of the scale comes from those of kernel and bias, Σ y·g = Σ kernel·(xᵀg) + bias·Σ g,
     so that the backward pass needs no y: neither kept nor computed again.
     """
-    return affine(x, kernel, bias, reduce_dtype).astype(jnp.float32) * scale
+    return _product(x, kernel, bias).astype(jnp.float32) * scale
 
 
 ScaledResiduals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -98,7 +129,8 @@ ScaledResiduals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _scaled_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, scale: jax.Array, reduce_dtype: str
 ) -> tuple[jax.Array, ScaledResiduals]:
-    return affine_scaled(x, kernel, bias, scale, reduce_dtype), (x, kernel, bias, scale)
+    scaled = _product(x, kernel, bias).astype(jnp.float32) * scale
+    return scaled, (x, kernel, bias, scale)
 
 
 def _scaled_backward(

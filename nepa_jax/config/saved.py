@@ -52,6 +52,7 @@ RENAMED = (
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
     "run": dict(residual_dtype="float32"),
+    "data": dict(masks=False),
     "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
 }
@@ -78,8 +79,9 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 def with_later_keys(config: ConfigDict) -> ConfigDict:
     """The config itself, with the keys that came after it was written."""
-    model, run, objective = (_place(config, name)[0] for name in ("model", "run", "objective"))
-    for section, keys in ((model, "model"), (run, "run"), (objective, objective.get("name", ""))):
+    sections = {name: _place(config, name)[0] for name in ("model", "run", "data")}
+    objective = _place(config, "objective")[0]
+    for keys, section in {**sections, objective.get("name", ""): objective}.items():
         for name, value in _LATER_KEYS.get(keys, {}).items():
             if name not in section:
                 section[name] = value

@@ -99,10 +99,10 @@ def _parts_backward(
     batch = tuple(range(x.ndim - 1))
     # Each bias by itself, so that its sum joins what makes the terms.
     by_bias = jnp.stack([jnp.sum(grad, batch, dtype=reduce_dtype) for grad in grads])
-    by_x = jnp.tensordot(jnp.stack(grads, -3), kernel, ((-3, -2, -1), (1, 2, 3)))
     # Heads side by side: as an axis of its own a narrow one leaves half of a matrix unit idle, and
     # without the barrier the compiler makes it one again.
     grad = jnp.stack([grad.reshape(*grad.shape[:-2], -1) for grad in grads], -2)
+    by_x = jnp.tensordot(grad, kernel.reshape(*kernel.shape[:2], -1), ((-2, -1), (1, 2)))
     by_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=reduce_dtype)
     by_kernel = jax.lax.optimization_barrier(by_kernel).reshape(kernel.shape)
     return by_x, by_kernel.astype(jnp.float32), by_bias.astype(jnp.float32)

@@ -134,8 +134,7 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
             grad_norm_mean=running_mean(grad_norm, state),
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
-        in_a_row = state.skipped_in_a_row + 1
-        lost = replace(state, skipped=state.skipped + 1, skipped_in_a_row=in_a_row)
+        lost = counted(state)
         # Finite weights and a finite update make finite weights: those need no look of their own.
         ok = jnp.all(jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])))
         ok &= stays_finite(state.extra, kept.extra)
@@ -155,6 +154,12 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )  # fmt: skip
+
+
+def counted(state: TrainState) -> TrainState:
+    """As before the update, which is thrown away."""
+    in_a_row = state.skipped_in_a_row + 1
+    return replace(state, skipped=state.skipped + 1, skipped_in_a_row=in_a_row)
 
 
 SPIKE_AFTER = 100  # kept updates; before, gradients change too fast to tell

@@ -287,7 +287,7 @@ def get_config(arg=""):
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("configs/none.py", "there are configs/{demo.py, mae.py, nepa.py}"),
+        ("configs/none.py", "there are configs/{cifar.py, demo.py, mae.py, nepa.py}"),
         ("configs/nepa.py:XXL/16", "size 'XXL'"),
         ("configs/nepa.py:B/x", "patch side 'x'"),
         ("configs/nepa.py:papr", "'papr'"),

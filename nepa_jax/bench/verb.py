@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nepa_jax.bench.data import bench_data
+from nepa_jax.bench.evals import bench_features
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.heads import bench_heads
 from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
@@ -20,6 +21,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "e2e": bench_e2e,
     "checkpoint": bench_checkpoint,
     "export": bench_export,
+    "features": bench_features,
     "heads": bench_heads,
 }
 
@@ -51,6 +53,11 @@ MEANINGS = {
     "share_of_save": ("", "the one over the other"),
     "share_of_run": ("", "of the time that saving costs, at checkpoint.every_steps"),
     "weights_gb": ("GB", "of weights"),
+    "bare_images_per_s": ("images/s", "through the encoder alone, its last layer"),
+    "features_images_per_s": ("images/s", "from records to vectors of every layer, two poolings"),
+    "features_over_bare": ("", "the one over the other"),
+    "knn": ("", "nearest neighbours"),
+    "knn_s": ("s", "of all settings, compiling among them"),
     "heads": ("", "linear probes side by side, on stored features"),
     "disk_read_s": ("s", "of an epoch that only reads, nothing of it in memory before"),
     "disk_train_s": ("s", "of an epoch that trains, the same"),

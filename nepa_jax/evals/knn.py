@@ -142,7 +142,8 @@ def votes(
 
 def _bank(features: np.ndarray, labels: np.ndarray) -> Pair:
     """Unit vectors [tiles, m, D] and labels [tiles, m]; padding has label -1."""
-    size = min(BANK, -(-len(features) // GROUP) * GROUP)
+    tiles = -(-len(features) // BANK)  # of one size, with little padding
+    size = -(-len(features) // (tiles * GROUP)) * GROUP
     padded = np.full(-(-len(labels) // size) * size, -1, np.int32)
     padded[: len(labels)] = labels
     return jnp.asarray(_tiles(_unit(features), size)), jnp.asarray(padded.reshape(-1, size))
@@ -195,12 +196,13 @@ def _counted(
     similarity: jax.Array, voters: jax.Array, settings: tuple[Setting, ...], num_classes: int
 ) -> Pair:
     """Votes [settings, Q, classes] and ranks [settings, Q, 5] of neighbours [Q, k], the nearest first."""
-    rows = jnp.arange(len(voters))[:, None]
-    counted = []
-    for k, temperature in settings:
-        weights = jnp.exp(similarity[:, :k] / temperature)
-        empty = jnp.zeros((len(voters), num_classes))
-        counted.append(empty.at[rows, voters[:, :k]].add(weights))
-    every = jnp.stack(counted)
+    rows, counted = jnp.arange(len(voters))[:, None], {}
+    for temperature in {T for _, T in settings}:
+        votes, begun = jnp.zeros((len(voters), num_classes)), 0
+        for k in sorted({k for k, T in settings if temperature == T}):
+            weights = jnp.exp(similarity[:, begun:k] / temperature)
+            votes, begun = votes.at[rows, voters[:, begun:k]].add(weights), k
+            counted[k, temperature] = votes
+    every = jnp.stack([counted[setting] for setting in settings])
     top, ranked = jax.lax.top_k(every, min(5, num_classes))
     return every, jnp.where(top > 0, ranked, -1).astype(jnp.int32)

@@ -77,9 +77,9 @@ MUTANTS = (
     ),
     Mutant(
         "causal mask left out on several devices",
-        "models/layers.py",
-        "is_causal=causal",
-        f"is_causal=causal and {ON_ONE_DEVICE}",
+        "models/attention.py",
+        "attend_heads_first(q, k, v, causal)\n    form",
+        f"attend_heads_first(q, k, v, causal and {ON_ONE_DEVICE})\n    form",
         (f"{LAYOUTS}[nepa]",),
     ),
     Mutant(
@@ -141,8 +141,8 @@ MUTANTS = (
     Mutant(
         "target without its stop-gradient",
         "objectives/nepa.py",
-        "targets = jax.lax.stop_gradient(embeddings)",
-        "targets = embeddings",
+        "targets = jax.lax.stop_gradient(targets)",
+        "targets = targets + 0.0",
         (f"{GOLDEN_NEPA}test_loss_and_gradients_match_with_the_last_patch_left_out",),
     ),
     Mutant(
@@ -199,8 +199,8 @@ MUTANTS = (
     Mutant(
         "a teacher that moves though the step is thrown away",
         "step.py",
-        "lost = replace(state, ",
-        "lost = replace(state, extra=kept.extra, ",
+        "lost = counted(state)",
+        "lost = replace(counted(state), extra=kept.extra)",
         (f"{CONTRACT}test_a_step_that_is_thrown_away_moves_neither_teacher_nor_centre",),
     ),
     Mutant(

@@ -11,6 +11,8 @@ from dataclasses import asdict
 import numpy as np
 
 from nepa_jax.base.errors import UserError
+from nepa_jax.base.progress import progress
+from nepa_jax.base.threads import ordered_map
 from nepa_jax.evals import knn, logreg, results, subsets
 from nepa_jax.evals.frozen import Frozen
 from nepa_jax.evals.subject import Subject
@@ -40,13 +42,18 @@ def budgets_of(text: str) -> tuple[float, ...]:
 def probe(train: Frozen, test: Frozen, fractions: Sequence[float], seed: int) -> results.Outcome:
     """The rows of every budget, the number that of the 1 % budget's logistic regression."""
     chosen = {fraction: subsets.budget(train.labels, fraction, seed) for fraction in fractions}
-    rows = [
-        {"layer": layer, "pool": pool, "budget": fraction, "images": len(images), **row}
-        for pool, vectors in train.features.items()
-        for layer, x, other in zip(train.layers, vectors, test.features[pool], strict=True)
-        for fraction, images in chosen.items()
-        for row in _rows(x[images], train.labels[images], other, test.labels)
-    ]
+
+    def fit(place: tuple[str, int, float]) -> list[results.Row]:
+        pool, i, fraction = place
+        images, x = chosen[fraction], train.features[pool][i]
+        at = {"layer": train.layers[i], "pool": pool, "budget": fraction, "images": len(images)}
+        parts = x[images], train.labels[images], test.features[pool][i], test.labels
+        return [at | row for row in _rows(*parts)]
+
+    places = [(p, i, b) for p in train.features for i in range(len(train.layers)) for b in chosen]
+    with logreg.side_by_side():
+        found = list(progress(ordered_map(fit, places, logreg.CORES), len(places), "budgets"))
+    rows = [row for of_place in found for row in of_place]
     taken = NUMBER["budget"] if NUMBER["budget"] in fractions else min(fractions)
     number = {"budget": taken, "probe": "logreg"}
     by_layer = [row for row in rows if number.items() <= row.items()]

@@ -82,7 +82,7 @@ def _row(report: Report) -> str:
         shown(metric, (report["untrained"] or {}).get(metric)),
         shown(metric, report["chance"]),
         shown(metric, report["by_layer"][-1][metric]),
-        shown(metric, (report["best_on_test"] or {}).get(metric)),
+        shown(metric, (report["best_on_test"] or {}).get(metric)) if metric in PER_CENT else "",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -108,7 +108,9 @@ def _protocol(report: Report) -> Iterator[str]:
         for key, value in report["number"].items()
         if key not in (*SCORES, report["metric"], "layer", "pool")
     }
-    yield f"- `{report['probe']}`: {report['chosen']}; {_words(number | report['protocol'])}"
+    yield f"- `{report['probe']}`: {report['chosen']}"
+    yield f"  - the number: {_words(number)}" if number else "  - the number: as it is"
+    yield f"  - protocol: {_words(report['protocol'])}"
 
 
 def _words(values: Mapping[str, Any]) -> str:

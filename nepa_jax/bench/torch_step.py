@@ -75,10 +75,6 @@ def check_comparable(config: ConfigDict) -> None:
         export_config(config, FORMATS[objective.name])
     except UserError as error:
         raise UserError(f"--against=torch: {error}") from None
-    try:
-        export_config(config, FORMATS[objective.name])
-    except UserError as error:
-        raise UserError(f"--against=torch: {error}") from None
     for key, value in OFFICIAL.items():
         if objective.get(key, value) != value:
             raise UserError(
@@ -137,12 +133,6 @@ def compared(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
         found[f"torch_{form}_step_s"] = median(each[form] for each in rounds)
         found[f"over_torch_{form}"] = median(each[OURS] / each[form] for each in rounds)
     return dict(sorted(found.items(), reverse=True))
-
-
-def _short(error: Exception) -> str:
-    """Of an error that came from another process, with a traceback for its cause."""
-    error.__cause__ = None
-    return in_short(error)
 
 
 def _short(error: Exception) -> str:

@@ -221,26 +221,20 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def put_layers(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """This host's rows of every layer, [layers, B / parts, …], as part of an array [layers, B, …]."""
-    part = host_part(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(None, ACTIVATION_RULES["batch"]))
-    size = rows.shape[1] // len(part.shards)  # rows of a device
+    return _spread(rows, host_part(mesh), sharding, axis=1)
+
+
+def _spread(rows: np.ndarray, part: Part, sharding: NamedSharding, axis: int = 0) -> jax.Array:
+    """Rows of this host, which lie along an axis, on its devices."""
+    here = rows.shape[axis]
+    size, before = here // len(part.shards), (slice(None),) * axis  # rows of a device
 
     def of_device(index: tuple[slice, ...]) -> np.ndarray:
-        place = part.shards.index((index[1].start or 0) // size)
-        return rows[:, place * size : (place + 1) * size]
+        place = part.shards.index((index[axis].start or 0) // size)
+        return rows[(*before, slice(place * size, (place + 1) * size))]
 
-    shape = (len(rows), rows.shape[1] * part.count, *rows.shape[2:])
-    return jax.make_array_from_callback(shape, sharding, of_device)
-
-
-def _spread(rows: np.ndarray, part: Part, sharding: NamedSharding) -> jax.Array:
-    size = len(rows) // len(part.shards)  # rows of a device
-
-    def of_device(index: tuple[slice, ...]) -> np.ndarray:
-        place = part.shards.index((index[0].start or 0) // size)
-        return rows[place * size : (place + 1) * size]
-
-    shape = (len(rows) * part.count, *rows.shape[1:])
+    shape = (*rows.shape[:axis], here * part.count, *rows.shape[axis + 1 :])
     return jax.make_array_from_callback(shape, sharding, of_device)
 
 

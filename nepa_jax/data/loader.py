@@ -14,6 +14,7 @@ from nepa_jax.data.order import Order
 from nepa_jax.data.records import RecordError, RecordSet, open_dataset
 from nepa_jax.data.settings import LoaderConfig, memory_problems, problems
 from nepa_jax.data.stream import END, Blocks, Stream
+from nepa_jax.data.transforms import RANDOM_CROPS
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "iter_epoch"]
 
@@ -81,8 +82,8 @@ class Loader:
         """This host's rows b = B / num_hosts of the batch of `step`.
 
         image uint8 [b, H, W, C]; label int32 [b], unless the set is unlabelled; mask uint8 [b, H, W]
-        (255: no class), if the config asks for it. Consecutive steps are read ahead; any other step starts anew there. Raises UserError when too many examples
-        cannot be decoded.
+        (255: no class), if the config asks for it. Consecutive steps are read ahead; any other step
+        starts anew there. Raises UserError when too many examples cannot be decoded.
         """
         return self.made(step).batch
 
@@ -183,7 +184,7 @@ def iter_epoch(
     _check(config, host, num_hosts)
     config = replace(config, resize="exact")
     calm = replace(config, flip=False, augment="none", erase_prob=0.0)
-    if config.crop in ("random", "random_clipped", "scale_jitter") or config != calm:
+    if config.crop in RANDOM_CROPS or config != calm:
         keys = ("crop", "flip", "augment", "erase_prob")
         found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(

@@ -195,3 +195,4 @@ CROPS: dict[str, Crop] = {
     "scale_jitter": _scale_jitter,
     "whole": _whole,
 }
+RANDOM_CROPS = ("random", "random_clipped", "scale_jitter")

@@ -91,12 +91,19 @@ def _pooled(
     whole: NamedSharding,
 ) -> dict[str, jax.Array]:
     """What is kept of a batch, on every device whole."""
-    patches, cls, grid = objective.encode(model, batch["image"], None)
-    chosen = np.array(layers)
-    features = Features(patches[chosen], None if cls is None else cls[chosen], grid)
+    features = at_layers(objective, model, batch["image"], layers)
     kept = {name: values for name, values in batch.items() if name in ("label", "index")}
     kept |= {pool: POOLS[pool](features) for pool in pools}
     return jax.lax.with_sharding_constraint(kept, whole)
+
+
+def at_layers(
+    objective: Objective, model: nnx.Module, images: jax.Array, layers: Sequence[int]
+) -> Features:
+    """Of images [B, H, W, C] the features at some layers, counted from 0, in one pass."""
+    patches, cls, grid = objective.encode(model, images, None)
+    chosen = np.array(layers)
+    return Features(patches[chosen], None if cls is None else cls[chosen], grid)
 
 
 def _rows(kept: dict[str, jax.Array], pools: Sequence[str]) -> Rows:

@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from nepa_jax.data.batches import Made
 from nepa_jax.data.draws import stable_hash
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
-from nepa_jax.evals.features import POOLS, on_all_devices
+from nepa_jax.evals.features import POOLS, at_layers, on_all_devices
 from nepa_jax.evals.heads import Rows
 from nepa_jax.loading import Loaded
 from nepa_jax.mesh import Part, host_part, put_batch, put_layers
-from nepa_jax.objectives.base import Features, Objective
+from nepa_jax.objectives.base import Objective
 
 SEED = 0
 THREADS = 4  # that gather rows
@@ -169,11 +169,9 @@ def encode_in_parts(
 
     Every part takes rows from every device, so that none move.
     """
-    chosen = np.array(layers)
 
     def encode(images: jax.Array) -> jax.Array:
-        patches, cls, grid = objective.encode(model, images, None)
-        return POOLS[pool](Features(patches[chosen], None if cls is None else cls[chosen], grid))
+        return POOLS[pool](at_layers(objective, model, images, layers))
 
     rows = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
     joined = jnp.moveaxis(jax.lax.map(encode, rows), 0, 2)  # [layers, b, parts, …]

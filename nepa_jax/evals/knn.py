@@ -168,14 +168,26 @@ def _nearest(queries: jax.Array, bank: jax.Array, labels: jax.Array, k: int) -> 
         vectors, tile_labels = tile
         similarity = jnp.matmul(queries, vectors.T, precision=jax.lax.Precision.HIGHEST)
         similarity = jnp.where(tile_labels >= 0, similarity, -jnp.inf)
-        top, places = largest(similarity, min(k, similarity.shape[1]))
-        joined = jnp.concatenate([best[0], top], axis=1)
-        voters = jnp.concatenate([best[1], tile_labels[places]], axis=1)
-        top, places = jax.lax.top_k(joined, k)
-        return (top, jnp.take_along_axis(voters, places, axis=1)), None
+        return best_of_both(best, similarity, tile_labels), None
 
     start = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
     return jax.lax.scan(nearer, start, (bank, labels))[0]
+
+
+def best_of_both(best: Pair, similarity: jax.Array, names: jax.Array) -> Pair:
+    """The k nearest of those before and of one tile more of the bank.
+
+    Args:
+        best: similarities [Q, k], the largest first, and the names of whom they are to.
+        similarity: to the tile, [Q, m]; -inf for what is none.
+        names: of the tile's, int32 [m].
+    """
+    k = best[0].shape[1]
+    top, places = largest(similarity, min(k, similarity.shape[1]))
+    joined = jnp.concatenate([best[0], top], axis=1)
+    every = jnp.concatenate([best[1], names[places]], axis=1)
+    top, places = jax.lax.top_k(joined, k)
+    return top, jnp.take_along_axis(every, places, axis=1)
 
 
 def largest(x: jax.Array, k: int) -> Pair:

@@ -32,7 +32,7 @@ from nepa_jax.data.loader import Loader
 from nepa_jax.data.records import RecordError, RecordSet
 from nepa_jax.data.resize import resize_exact
 from nepa_jax.evals import miou, windows
-from nepa_jax.evals.features import on_all_devices
+from nepa_jax.evals.features import at_layers, on_all_devices
 from nepa_jax.evals.subject import Subject
 from nepa_jax.mesh import put_batch, side_by_side
 from nepa_jax.models.upernet import Moments, Norms, drop_channels, pixel_loss, updated
@@ -183,9 +183,8 @@ def _maps(
     objective: Objective, model: nnx.Module, images: jax.Array, layers: tuple[int, ...]
 ) -> jax.Array:
     """Patch tokens of some layers as maps, [layers, B, rows, columns, D]."""
-    patches, _, grid = objective.encode(model, images, None)
-    chosen = patches[np.array(layers)]
-    return chosen.reshape(*chosen.shape[:2], *grid, chosen.shape[-1])
+    patches, _, grid = at_layers(objective, model, images, layers)
+    return patches.reshape(*patches.shape[:2], *grid, patches.shape[-1])
 
 
 def _scores(weights: Weights, x: jax.Array, norms: Norms) -> jax.Array:

@@ -26,7 +26,7 @@ from nepa_jax.data.records import RecordSet
 from nepa_jax.data.resize import NEAREST, resize_exact
 from nepa_jax.evals import miou, subsets
 from nepa_jax.evals.frozen import Frozen
-from nepa_jax.evals.knn import largest
+from nepa_jax.evals.knn import Pair, best_of_both
 from nepa_jax.evals.subject import Subject
 
 NEIGHBORS = (1, 3, 10, 30)
@@ -245,8 +245,9 @@ def neighbours(queries: np.ndarray, bank: np.ndarray, k: int, distance: str) -> 
         for start in range(0, len(queries), QUERIES):
             rows = slice(start, min(start + QUERIES, len(queries)))
             fill = ((0, QUERIES - (rows.stop - start)), (0, 0))
-            padded = [np.pad(each[rows], fill) for each in (queries, *best)]
-            for whole, new in zip(best, _nearer(*padded, tile, count, first, k), strict=True):
+            vectors, *before = (np.pad(each[rows], fill) for each in (queries, *best))
+            nearest = _nearer(vectors, tuple(before), tile, count, first)
+            for whole, new in zip(best, nearest, strict=True):
                 whole[rows] = np.asarray(new)[: rows.stop - start]
     return best[1]
 
@@ -259,24 +260,12 @@ def _as_products(x: np.ndarray, distance: str, of_bank: int) -> np.ndarray:
     return np.concatenate([x, more], axis=1).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames="k")
-def _nearer(
-    queries: jax.Array,
-    best: jax.Array,
-    places: jax.Array,
-    bank: jax.Array,
-    count: int,
-    first: int,
-    k: int,
-) -> tuple[jax.Array, jax.Array]:
-    """The k best of before and of a part of the bank, whose rows from ``count`` on are none."""
+@jax.jit
+def _nearer(queries: jax.Array, best: Pair, bank: jax.Array, count: int, first: int) -> Pair:
+    """The best of before and of a part of the bank, whose rows from ``count`` on are none."""
     products = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
-    products = jnp.where(jnp.arange(len(bank)) < count, products, -jnp.inf)
-    top, which = largest(products, min(k, len(bank)))
-    joined = jnp.concatenate([best, top], axis=1)
-    top, chosen = jax.lax.top_k(joined, k)
-    every = jnp.concatenate([places, which.astype(jnp.int32) + first], axis=1)
-    return top, jnp.take_along_axis(every, chosen, axis=1)
+    places = jnp.arange(len(bank), dtype=jnp.int32)
+    return best_of_both(best, jnp.where(places < count, products, -jnp.inf), first + places)
 
 
 # Logistic regression

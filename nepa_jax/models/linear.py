@@ -120,6 +120,10 @@ def affine_scaled(
     The gradient of the scale comes from those of kernel and bias, Σ y·g = Σ kernel·(xᵀg) + bias·Σ g,
     so that the backward pass needs no y: neither kept nor computed again.
     """
+    return _scaled(x, kernel, bias, scale)
+
+
+def _scaled(x: jax.Array, kernel: jax.Array, bias: jax.Array, scale: jax.Array) -> jax.Array:
     return _product(x, kernel, bias).astype(jnp.float32) * scale
 
 
@@ -129,8 +133,7 @@ ScaledResiduals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 def _scaled_forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, scale: jax.Array, reduce_dtype: str
 ) -> tuple[jax.Array, ScaledResiduals]:
-    scaled = _product(x, kernel, bias).astype(jnp.float32) * scale
-    return scaled, (x, kernel, bias, scale)
+    return _scaled(x, kernel, bias, scale), (x, kernel, bias, scale)
 
 
 def _scaled_backward(

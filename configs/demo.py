@@ -8,16 +8,13 @@ The argument is the method: nepa (default) or mae. The images are those of nepa_
 
 from ml_collections import ConfigDict
 
-from nepa_jax.base.errors import UserError
-from nepa_jax.config import base_config
+from nepa_jax.config import base_config, parse_choice
 
 ARGUMENTS = ("nepa", "mae")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    recipes = {"": nepa, "nepa": nepa, "mae": mae}
-    if arg not in recipes:
-        raise UserError(f"config argument {arg!r}: give nepa or mae")
+    method = parse_choice(arg, ARGUMENTS)
     config = base_config()
     config.model.update(
         image_size=32,
@@ -34,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.optim.clip_norm = 1.0
     config.log.every_steps = 20
     config.checkpoint.every_steps = 200
-    recipes[arg](config)
+    {"nepa": nepa, "mae": mae}[method](config)
     return config
 
 

@@ -8,13 +8,16 @@ import io
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
+from nepa_jax.checkpoint.meta import Provenance
+from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.config import apply_overrides, load_config, resolve
 from nepa_jax.data.prepare.split import prepare_arrays
-from nepa_jax.objectives.base import Objective
+from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.step import TrainState, Update, abstract_state, create_state, make_update
 
 SHRUNK = {
@@ -72,4 +75,12 @@ def write_dataset(folder: Path, seed: int, count: int = 40) -> str:
     """Labelled images of noise as prepared records; returns the folder."""
     examples = [(png(pixels), i % 4, f"{i}.png") for i, pixels in enumerate(images(count, seed))]
     prepare_arrays(examples, str(folder), classes=("a", "b", "c", "d"))
+    return str(folder)
+
+
+def write_run(folder: Path, method: str, seed: int = 3, step: int = 5) -> str:
+    """Fresh weights, as a run of so many steps would leave them; returns the folder."""
+    config = resolved(method)
+    model = load_objective(config.objective.name).init_model(config, nnx.Rngs(seed))
+    save_weights(str(folder), step, model, Provenance.of(config, "none"))
     return str(folder)

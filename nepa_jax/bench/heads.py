@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nepa_jax.base.progress import progress
-from nepa_jax.evals import heads
-from nepa_jax.evals.heads_rows import SEED, Ahead, Stored
-from nepa_jax.evals.heads_train import Plan, compiled_update
-from nepa_jax.evals.linear import BATCH_SIZE, design_of
+from nepa_jax.evals.heads import grids
+from nepa_jax.evals.heads.rows import SEED, Ahead, Stored
+from nepa_jax.evals.heads.train import Plan, compiled_update
+from nepa_jax.evals.linear import USUAL, design_of
 from nepa_jax.mesh import side_by_side
 
 IMAGES = 100_000
@@ -62,7 +62,7 @@ class _Grid:
         self._files, self._labels, self._mesh = files, labels, side_by_side()
         dim = np.load(files[0], mmap_mode="r").shape[1]
         self._design = design_of(dim, CLASSES)
-        self._plan = Plan(len(files), RATES, 1, IMAGES // BATCH_SIZE, 0)
+        self._plan = Plan(len(files), RATES, 1, IMAGES // USUAL.batch_size, 0)
         self._update = compiled_update(self._design, self._plan, self._mesh)
 
     def epoch(self, train: bool, forgotten: bool = False) -> float:
@@ -73,8 +73,8 @@ class _Grid:
                 _forget(file)
         layers = [np.load(file, mmap_mode="r") for file in self._files]
         stored = Stored(layers, self._labels, np.arange(IMAGES), self._mesh)
-        grid = heads.init_grid(self._design, len(layers), len(RATES), SEED)
-        rows_of = Ahead(partial(stored.shuffled, BATCH_SIZE))
+        grid = grids.init_grid(self._design, len(layers), len(RATES), SEED)
+        rows_of = Ahead(partial(stored.shuffled, USUAL.batch_size))
         began = time.perf_counter()
         for step in range(self._plan.total_steps):
             rows = jax.block_until_ready(rows_of(step))

@@ -3,7 +3,14 @@
 from nepa_jax.config.keys import flat_keys, refuse
 from nepa_jax.config.loading import load_config
 from nepa_jax.config.overrides import apply_overrides
-from nepa_jax.config.recipes import CONFIGS, base_config, parse_arg, recipe_files, recipe_module
+from nepa_jax.config.recipes import (
+    CONFIGS,
+    base_config,
+    parse_arg,
+    parse_choice,
+    recipe_files,
+    recipe_module,
+)
 from nepa_jax.config.resolution import evaluation_data, loader_config, resolve
 from nepa_jax.config.saved import from_json, to_json
 from nepa_jax.config.validation import has_own_mesh, model_problems, validate
@@ -20,6 +27,7 @@ __all__ = [
     "loader_config",
     "model_problems",
     "parse_arg",
+    "parse_choice",
     "recipe_files",
     "recipe_module",
     "refuse",

@@ -46,6 +46,17 @@ def parse_arg(arg: str, default: str, presets: Sequence[str]) -> tuple[Variant, 
     return Variant(variant, parse_variant(variant)), preset
 
 
+def parse_choice(arg: str, choices: Sequence[str]) -> str:
+    """A recipe's argument that is one of a few words; the first without one.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if arg and arg not in choices:
+        raise UserError(f"config argument {arg!r}: give {' or '.join(choices)}")
+    return arg or choices[0]
+
+
 def base_config() -> ConfigDict:
     """Every key with its default: what recipes start from."""
     return recipe_module(CONFIGS / "base.py").get_config()

@@ -20,8 +20,9 @@ import optax
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.keys import named_key
-from nepa_jax.evals.heads import Design, Params
-from nepa_jax.evals.heads_probe import Recipe, probe, rates_of
+from nepa_jax.evals.heads.grids import Design, Params
+from nepa_jax.evals.heads.probe import probe
+from nepa_jax.evals.heads.recipe import Usual
 from nepa_jax.evals.results import Outcome
 from nepa_jax.evals.subject import Subject
 from nepa_jax.models.layers import gelu
@@ -35,20 +36,9 @@ VJEPA_STD = 0.02
 MLP_RATIO = 4
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """Of one kind of probe."""
-
-    rates: str  # per 256 images
-    epochs: int
-    batch_size: int
-    warmup: float  # share of the epochs
-    protocol: dict[str, str]
-
-
 # Rates of V-JEPA 2's grid (arXiv 2506.09985), as they are per 256 images of its 1,024.
-DEFAULTS = {
-    "efficient": Defaults(
+USUAL = {
+    "efficient": Usual(
         "0.02,0.05,0.1,0.2,0.5", 90, 4096, 10 / 90,
         {
             "head": "32 learned queries, keys are the raw patch tokens, one value projection in 32 "
@@ -56,7 +46,7 @@ DEFAULTS = {
             "optimizer": "LARS (momentum .9, trust .001, on matrices alone), no weight decay",
         },
     ),
-    "vjepa": Defaults(
+    "vjepa": Usual(
         "0.000125,0.00025,0.000375,0.0005", 20, 1024, 0.0,
         {
             "head": "V-JEPA's cross-attention block with one query, a linear map (arXiv 2404.08471)",
@@ -65,7 +55,6 @@ DEFAULTS = {
         },
     ),
 }  # fmt: skip
-KINDS = tuple(DEFAULTS)
 
 
 def evaluate(
@@ -90,18 +79,11 @@ def evaluate(
     Raises:
         UserError: rates that are none, images without labels, a width that is not to be had in parts.
     """
-    usual, model = DEFAULTS[kind], subject.loaded.config.model
-    recipe = Recipe(
-        pool="none",
-        rates=rates_of(rates or usual.rates),
-        epochs=epochs or usual.epochs,
-        batch_size=batch_size or usual.batch_size,
-        warmup=usual.warmup,
-        augmented=augment == "crop",
-    )
+    usual, model = USUAL[kind], subject.loaded.config.model
+    recipe = usual.recipe("none", epochs, batch_size, rates, augment)
     design = partial(design_of, kind, model.embed_dim, model.num_heads)
     design(num_classes=2, steps=1)  # a width that cannot be parted is told before all work
-    return probe(subject, recipe, design, {"kind": kind} | usual.protocol)
+    return probe(subject, recipe, design, {"kind": kind, **usual.protocol})
 
 
 def design_of(kind: str, dim: int, num_heads: int, num_classes: int, steps: int) -> Design:

@@ -10,23 +10,25 @@ from dataclasses import dataclass
 
 import jax
 
-from nepa_jax.evals.heads import Design, Params
-from nepa_jax.evals.heads_probe import Recipe, probe, rates_of
+from nepa_jax.evals.heads.grids import Design, Params
+from nepa_jax.evals.heads.probe import probe
+from nepa_jax.evals.heads.recipe import Usual
 from nepa_jax.evals.results import Outcome
 from nepa_jax.evals.subject import Subject
 from nepa_jax.optim import lars
 
-RATES = "0.005,0.01,0.02,0.05,0.1,0.2,0.5,1,2,5"
-EPOCHS = 90
-BATCH_SIZE = 16_384
-WARMUP = 10 / 90  # of the epochs
-
-PROTOCOL = {
-    "head": "batch norm without affine (eps 1e-6, running average .1), then a linear map",
-    "optimizer": "LARS (momentum .9, trust .001, on the matrix alone), no weight decay",
-    "number": "the last epoch",
-    "best": "the epoch, layer and rate that are best on the test split itself: none to report",
-}
+USUAL = Usual(
+    rates="0.005,0.01,0.02,0.05,0.1,0.2,0.5,1,2,5",
+    epochs=90,
+    batch_size=16_384,
+    warmup=10 / 90,
+    protocol={
+        "head": "batch norm without affine (eps 1e-6, running average .1), then a linear map",
+        "optimizer": "LARS (momentum .9, trust .001, on the matrix alone), no weight decay",
+        "number": "the last epoch",
+        "best": "the epoch, layer and rate that are best on the test split itself: none to report",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,6 @@ def evaluate(
     Raises:
         UserError: rates that are none, images without labels.
     """
-    recipe = Recipe(
-        pool=subject.pools[0],
-        rates=rates_of(rates or RATES),
-        epochs=epochs or EPOCHS,
-        batch_size=batch_size or BATCH_SIZE,
-        warmup=WARMUP,
-        augmented=augment == "crop",
-    )
+    recipe = USUAL.recipe(subject.pools[0], epochs, batch_size, rates, augment)
     dim = subject.loaded.config.model.embed_dim
-    return probe(subject, recipe, lambda classes, steps: design_of(dim, classes), PROTOCOL)
+    return probe(subject, recipe, lambda classes, steps: design_of(dim, classes), USUAL.protocol)

@@ -19,7 +19,11 @@ Draw = Callable[[Sequence[results.Report], Path], Path]  # the curves over layer
 
 
 def evaluate(
-    name: str, subject: Subject, facts: Mapping[str, Any], options: Mapping[str, Any], control: bool
+    name: str,
+    subject: Subject,
+    facts: Mapping[str, Any],
+    options: Mapping[str, Any],
+    control: Subject | None,
 ) -> results.Report:
     """What a probe finds of an encoder and, as a control, of the same untrained.
 
@@ -28,11 +32,11 @@ def evaluate(
         subject: the encoder and the images.
         facts: of them, for the report.
         options: keyword arguments of the probe's ``evaluate``.
-        control: whether the untrained encoder is probed too.
+        control: the untrained encoder, if it is to be probed too.
     """
     probe = import_module(f"nepa_jax.evals.{name}").evaluate
     found = probe(subject, **options)
-    other = probe(subject.untrained(), **options) if control else None
+    other = probe(control, **options) if control else None
     return results.report(name, facts, found, other)
 
 
@@ -40,7 +44,7 @@ def evaluate_all(
     names: Mapping[str, Mapping[str, Any]],
     subject: Subject,
     facts: Mapping[str, Any],
-    control: bool,
+    control: Subject | None,
 ) -> Iterator[results.Report | tuple[str, str]]:
     """The reports of several probes; in place of one that these images or this disk do not allow,
     its name and why.

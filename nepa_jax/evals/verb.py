@@ -198,7 +198,7 @@ def evaluate(args: Namespace, draw: "Draw") -> None:
     from nepa_jax.hosts.agree import say
 
     options = {key: getattr(args, key) for key in PROBES[args.probe].options}
-    report = running.evaluate(args.probe, subject, facts, options, not args.no_untrained)
+    report = running.evaluate(args.probe, subject, facts, options, control_of(args, subject))
     files = running.write(folder, report, draw)
     for line in [results.as_json(report)] if args.json else running.lines_of(report):
         say(line)
@@ -218,7 +218,7 @@ def evaluate_all(args: Namespace, draw: "Draw") -> None:
         for name, options in STANDARD.items()
     }
     reports, left_out = [], {}
-    for found in running.evaluate_all(names, subject, facts, not args.no_untrained):
+    for found in running.evaluate_all(names, subject, facts, control_of(args, subject)):
         if isinstance(found, tuple):
             left_out |= dict([found])
             say(f"left out: {found[1]}")
@@ -248,6 +248,11 @@ def opened(args: Namespace, probe: Probe) -> "tuple[Subject, dict[str, Any], Pat
         train_images=args.train_images,
     )  # fmt: skip
     return subject, running.facts_of(args, subject), folder
+
+
+def control_of(args: Namespace, subject: "Subject") -> "Subject | None":
+    """The same encoder untrained, unless it is left out."""
+    return None if args.no_untrained else subject.untrained()
 
 
 def side_of(args: Namespace, probe: Probe, patch_size: int) -> int | None:

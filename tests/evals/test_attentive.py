@@ -10,8 +10,8 @@ import pytest
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
-from nepa_jax.evals import heads
 from nepa_jax.evals.attentive import QUERIES, VJEPA, VJEPA_EPS, Efficient, design_of
+from nepa_jax.evals.heads import grids
 from nepa_jax.models.norms import Affine, normalize
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden2"
@@ -107,7 +107,7 @@ def test_the_efficient_probe_is_keys_as_they_are_and_one_projection_in_parts():
 
 def test_the_efficient_probe_of_vit_b_has_the_papers_count_of_parameters():
     design = design_of("efficient", 768, 12, num_classes=1000, steps=10)
-    assert heads.count_parameters(design) == 1_383_400  # the released log of MAE ViT-B
+    assert grids.count_parameters(design) == 1_383_400  # the released log of MAE ViT-B
 
 
 def test_the_efficient_probe_wants_a_width_in_32_parts():

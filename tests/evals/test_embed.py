@@ -6,23 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
-from flax import nnx
 
-from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.cli import main
 from nepa_jax.loading import load
-from nepa_jax.objectives.base import load_objective
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> str:
-    """Weights of a small NEPA, as a run would leave them."""
-    config = small.resolved("nepa")
-    model = load_objective(config.objective.name).init_model(config, nnx.Rngs(0))
-    folder = tmp_path_factory.mktemp("run")
-    save_weights(str(folder), 0, model, Provenance.of(config, "none"))
-    return str(folder)
 
 
 @pytest.fixture

@@ -7,33 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
-from flax import nnx
 
-from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.cli import main
 from nepa_jax.data.prepare.split import prepare_arrays
 from nepa_jax.evals import results, running
 from nepa_jax.evals.verb import PROBES, STANDARD
-from nepa_jax.objectives.base import load_objective
 
 CLASSES = ("a", "b", "c", "d")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> str:
-    config = small.resolved("nepa")
-    model = load_objective(config.objective.name).init_model(config, nnx.Rngs(3))
-    folder = str(tmp_path_factory.mktemp("run"))
-    save_weights(folder, 5, model, Provenance.of(config, "none"))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
-from flax import nnx
 from test_processes import LOCAL, environment
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.data.records import RecordSet
 from nepa_jax.evals import features, frozen, store
 from nepa_jax.evals.encoders import untrained, weights_digest, with_attention
 from nepa_jax.evals.subject import subject_of
 from nepa_jax.loading import Loaded, load
 from nepa_jax.mesh import side_by_side
-from nepa_jax.objectives.base import load_objective
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +28,10 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory) -> dict[str, str]:
     """Weights of a small model of each kind, as runs would leave them."""
-    made = {}
-    for method in ("nepa", "mae"):
-        config = small.resolved(method)
-        model = load_objective(config.objective.name).init_model(config, nnx.Rngs(3))
-        made[method] = str(tmp_path_factory.mktemp(method))
-        save_weights(made[method], 5, model, Provenance.of(config, "none"))
-    return made
+    return {
+        method: small.write_run(tmp_path_factory.mktemp(method), method)
+        for method in ("nepa", "mae")
+    }
 
 
 @pytest.fixture(scope="module")

@@ -6,34 +6,14 @@ from dataclasses import replace
 import masked
 import numpy as np
 import pytest
-import small
-from flax import nnx
 
 from nepa_jax.base.errors import UserError
-from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.weights import save_weights
 from nepa_jax.cli import main
 from nepa_jax.data.prepare.split import prepare
 from nepa_jax.evals import segment, segment_head, segment_patches
 from nepa_jax.evals.segment_patches import Patches
 from nepa_jax.evals.subject import subject_of
 from nepa_jax.loading import load
-from nepa_jax.objectives.base import load_objective
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A small encoder with fresh weights, which sees the colours of patches all the same."""
-    config = small.resolved("nepa")
-    model = load_objective(config.objective.name).init_model(config, nnx.Rngs(3))
-    path = str(tmp_path_factory.mktemp("nepa"))
-    save_weights(path, 5, model, Provenance.of(config, "none"))
-    return path
 
 
 @pytest.fixture(scope="module")

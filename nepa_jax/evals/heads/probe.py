@@ -6,7 +6,7 @@ one rate and so nothing to choose; those train no head.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from nepa_jax.base.version import __version__
 from nepa_jax.data.loader import Loader, LoaderConfig
 from nepa_jax.evals import subsets
 from nepa_jax.evals.encoders import shapes_of, weights_digest
-from nepa_jax.evals.heads import Design, Rows, count_parameters
-from nepa_jax.evals.heads_rows import SEED, Stored, Streamed
-from nepa_jax.evals.heads_train import Feed, Plan, Trained, measure, shares, train
+from nepa_jax.evals.heads.grids import Design, Rows, count_parameters
+from nepa_jax.evals.heads.recipe import Recipe
+from nepa_jax.evals.heads.rows import SEED, Stored, Streamed
+from nepa_jax.evals.heads.train import Feed, Plan, Trained, measure, shares, train
 from nepa_jax.evals.results import Outcome, Row, outcome
 from nepa_jax.evals.subject import Subject
 from nepa_jax.mesh import host_part, side_by_side
@@ -33,18 +34,6 @@ WHOLE = 64  # of a batch as large as the set: its size is made a multiple, which
 CROP = dict(crop="random_clipped", crop_scale=(0.08, 1.0), flip=True)  # MAE's linear probing
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the heads of a probe are trained, and on what."""
-
-    pool: str  # or "none": all patch tokens
-    rates: tuple[float, ...]  # per 256 images of a batch
-    epochs: int
-    batch_size: int  # or the number of training images, if that is smaller
-    warmup: float  # share of the epochs
-    augmented: bool  # images are cut at random and go through the encoder; else features are stored
-
-
 class Sources(NamedTuple):
     """Where rows come from."""
 
@@ -52,24 +41,6 @@ class Sources(NamedTuple):
     steps_per_epoch: int
     test: Callable[[], Iterable[Rows]]
     held: Callable[[], Iterable[Rows]]
-
-
-def rates_of(text: str) -> tuple[float, ...]:
-    """Reads ``--rates=0.05,0.1,0.2``.
-
-    Raises:
-        UserError: these are no positive numbers.
-    """
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        rates = ()
-    if not rates or not all(0 < rate < 1e6 for rate in rates) or len(set(rates)) < len(rates):
-        raise UserError(
-            f"--rates={text}: give learning rates per 256 images, different and above 0, such as "
-            "--rates=0.05,0.1,0.2"
-        )
-    return rates
 
 
 def probe(

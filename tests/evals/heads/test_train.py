@@ -11,21 +11,14 @@ from flax import nnx
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.data.prepare.split import prepare_arrays
-from nepa_jax.evals import attentive, heads_probe, heads_train, linear
-from nepa_jax.evals.heads_rows import Streamed
+from nepa_jax.evals import attentive, linear
+from nepa_jax.evals.heads import probe, recipe, train
+from nepa_jax.evals.heads.rows import Streamed
 from nepa_jax.evals.subject import Subject, subject_of
 from nepa_jax.loading import Loaded
 from nepa_jax.objectives import nepa
 
 CLASSES = ("red", "green", "blue", "gray")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Features and unfinished heads of these tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +122,7 @@ def test_images_cut_at_random_go_through_the_encoder_in_every_epoch(subject, pro
 
 
 def test_stored_tokens_are_those_that_stream(subject):
-    images = Streamed.of(subject.loaded, "none", subject.layers, heads_probe.side_by_side())
+    images = Streamed.of(subject.loaded, "none", subject.layers, probe.side_by_side())
     data, everything = replace(subject.test_data, batch_size=20), np.ones(48, bool)
     batches = [jax.tree.map(np.asarray, rows) for rows in images.in_order(data, everything, None)]
     tokens = np.concatenate([rows.inputs[:, rows.weight > 0] for rows in batches], axis=1)
@@ -150,15 +143,15 @@ def grid_of(subject, monkeypatch, augment, devices):
     trained = []
 
     def keep(*args):
-        trained.append(heads_train.train(*args))
+        trained.append(train.train(*args))
         return trained[0]
 
-    mesh = heads_probe.side_by_side()
+    mesh = probe.side_by_side()
     some = jax.sharding.Mesh(mesh.devices[:devices], mesh.axis_names, axis_types=mesh.axis_types)
-    monkeypatch.setattr(heads_probe, "side_by_side", lambda: some)
-    monkeypatch.setattr(heads_probe, "train", keep)
-    monkeypatch.setattr(heads_train.Kept, "read", lambda self, grid: (grid, []))
-    monkeypatch.setattr(heads_train.Kept, "write", lambda self, *args, **more: None)
+    monkeypatch.setattr(probe, "side_by_side", lambda: some)
+    monkeypatch.setattr(probe, "train", keep)
+    monkeypatch.setattr(train.Kept, "read", lambda self, grid: (grid, []))
+    monkeypatch.setattr(train.Kept, "write", lambda self, *args, **more: None)
     linear.evaluate(subject, epochs=2, batch_size=36, rates="0.1,1", augment=augment)
     return jax.tree.map(np.asarray, trained[0].grid)
 
@@ -179,8 +172,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("augment", ["none", "crop"])
 def test_killed_and_started_again_it_ends_the_same(subject, monkeypatch, augment):
     options = dict(epochs=3, batch_size=32, rates="0.1,1", augment=augment)
-    monkeypatch.setattr(heads_train, "KEEP_EVERY_S", 0.0)
-    measure, calls = heads_train.measure, []
+    monkeypatch.setattr(train, "KEEP_EVERY_S", 0.0)
+    measure, calls = train.measure, []
 
     def killing(*args):
         calls.append(args)
@@ -189,18 +182,18 @@ def test_killed_and_started_again_it_ends_the_same(subject, monkeypatch, augment
         return measure(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(heads_train, "measure", killing)
+        patch.setattr(train, "measure", killing)
         with pytest.raises(Killed):
             linear.evaluate(subject, **options)
     again = linear.evaluate(subject, **options)
-    monkeypatch.setattr(heads_train.Kept, "read", lambda self, grid: (grid, []))
+    monkeypatch.setattr(train.Kept, "read", lambda self, grid: (grid, []))
     assert again == linear.evaluate(subject, **options)
 
 
 def test_what_was_kept_of_heads_and_is_damaged_is_done_anew(subject):
     options = dict(epochs=2, batch_size=32, rates="0.1,2", augment="none")
     found = linear.evaluate(subject, **options)
-    for file in heads_train.private_folder("heads").iterdir():
+    for file in train.private_folder("heads").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert linear.evaluate(subject, **options) == found
 
@@ -208,11 +201,11 @@ def test_what_was_kept_of_heads_and_is_damaged_is_done_anew(subject):
 @pytest.mark.parametrize("rates", ["", "0.1,", "-1", "0.1,0.1", "much", "nan"])
 def test_rates_that_are_none_are_the_users_error(rates):
     with pytest.raises(UserError, match="--rates="):
-        heads_probe.rates_of(rates)
+        recipe.rates_of(rates)
 
 
 def test_tokens_that_do_not_fit_the_devices_are_told_before_work(subject, monkeypatch):
-    monkeypatch.setattr(heads_probe, "device_bytes", lambda: 40_000)
+    monkeypatch.setattr(probe, "device_bytes", lambda: 40_000)
     with pytest.raises(UserError, match=r"--batch-size=96: .*try --batch-size=8, or one --layer"):
         attentive.evaluate(subject)
 

@@ -23,9 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from nepa_jax.base.private import private_folder
 from nepa_jax.base.progress import meter, warn
-from nepa_jax.evals import heads
-from nepa_jax.evals.heads import Design, Found, Head, Rows, Schedule
-from nepa_jax.evals.heads_rows import SEED, Ahead
+from nepa_jax.evals.heads import grids
+from nepa_jax.evals.heads.grids import Design, Found, Head, Rows, Schedule
+from nepa_jax.evals.heads.rows import SEED, Ahead
 from nepa_jax.hosts.agree import exchange, say
 from nepa_jax.mesh import replicated
 
@@ -88,7 +88,7 @@ def train(
         mesh: of all devices; rows are spread over them, heads are whole on each.
         facts: all that decides the result; what is kept of a killed evaluation goes by them.
     """
-    start = partial(heads.init_grid, design, plan.num_layers, len(plan.rates), SEED)
+    start = partial(grids.init_grid, design, plan.num_layers, len(plan.rates), SEED)
     kept = Kept(facts)
     grid, found = kept.read(jax.jit(start, out_shardings=replicated(mesh))())
     update = compiled_update(design, plan, mesh)
@@ -120,7 +120,7 @@ def measure(design: Design, grid: Head, rows: Iterable[Rows], mesh: Mesh) -> Fou
 @partial(jax.jit, static_argnums=(0, 1))
 def _evaluated(design: Design, whole: NamedSharding, grid: Head, rows: Rows) -> Found:
     """On every device whole."""
-    return jax.lax.with_sharding_constraint(heads.evaluate_grid(design, grid, rows), whole)
+    return jax.lax.with_sharding_constraint(grids.evaluate_grid(design, grid, rows), whole)
 
 
 def shares(found: list[Found]) -> Scores:
@@ -137,7 +137,7 @@ def compiled_update(
 
     def update(grid: Head, step: jax.Array, rows: Rows) -> Head:
         rates = jnp.array(plan.rates) * schedule(step)
-        return heads.update_grid(design, grid, rows, rates)[0]
+        return grids.update_grid(design, grid, rows, rates)[0]
 
     return jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
 

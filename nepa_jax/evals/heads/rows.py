@@ -20,7 +20,7 @@ from nepa_jax.data.batches import Made
 from nepa_jax.data.draws import stable_hash
 from nepa_jax.data.loader import LoaderConfig, iter_epoch
 from nepa_jax.evals.features import POOLS, at_layers, on_all_devices
-from nepa_jax.evals.heads import Rows
+from nepa_jax.evals.heads.grids import Rows
 from nepa_jax.loading import Loaded
 from nepa_jax.mesh import Part, host_part, put_batch, put_layers
 from nepa_jax.objectives.base import Objective

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nepa_jax.evals import heads
+from nepa_jax.evals.heads import grids
 from nepa_jax.evals.linear import design_of
 from nepa_jax.optim import lars
 
-GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden2"
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden2"
 ATOL = 1.5e-5  # of 20 steps in float32; the arrays themselves are at 6e-6 to float64
 
 design = design_of(dim=16, num_classes=6)
-update_grid = jax.jit(partial(heads.update_grid, design))
+update_grid = jax.jit(partial(grids.update_grid, design))
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,14 @@ def golden() -> dict[str, np.ndarray]:
     return dict(np.load(GOLDEN / "lars_probe20.npz"))
 
 
-def rows_of(features: np.ndarray, labels: np.ndarray) -> heads.Rows:
+def rows_of(features: np.ndarray, labels: np.ndarray) -> grids.Rows:
     """Rows of one or more layers that all count."""
-    return heads.Rows(jnp.asarray(features), jnp.asarray(labels, jnp.int32), jnp.ones(len(labels)))
+    return grids.Rows(jnp.asarray(features), jnp.asarray(labels, jnp.int32), jnp.ones(len(labels)))
 
 
 def golden_grid(golden, layers, rates):
     """A grid whose heads all begin as the golden one."""
-    grid = heads.init_grid(design, layers, rates, seed=0)
+    grid = grids.init_grid(design, layers, rates, seed=0)
     weight = jnp.broadcast_to(golden["param.weight"], (layers, rates, 6, 16))
     bias = jnp.broadcast_to(golden["param.bias"], (layers, rates, 6))
     return replace(grid, params={**grid.params, "weight": weight, "bias": bias})
@@ -71,7 +71,7 @@ def test_twenty_steps_are_those_of_mae(golden, trained):
 
 def test_scores_by_running_statistics_are_those_of_mae(golden, trained):
     head = jax.tree.map(lambda leaf: leaf[1, 1], trained[0])
-    scores = heads.running_scores(design, head, golden["input.eval_features"])
+    scores = grids.running_scores(design, head, golden["input.eval_features"])
     np.testing.assert_allclose(scores.T, golden["out.eval_logits"], atol=2 * ATOL)
 
 
@@ -108,17 +108,17 @@ def test_rows_that_do_not_count_change_nothing(golden):
     grid, loss = update_grid(golden_grid(golden, 1, 1), padded, rates)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), grid, alone)
-    found, wanted = (heads.evaluate_grid(design, grid, rows) for rows in (padded, some))
+    found, wanted = (grids.evaluate_grid(design, grid, rows) for rows in (padded, some))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, wanted)
 
 
 def test_a_head_that_diverged_is_never_right():
     scores = jnp.array([[jnp.nan] * 4, [0.0, 2.0, 1.0, 2.0], [0.0, 2.0, 1.0, 2.0]])
-    places = heads.place_of(scores.T, jnp.array([0, 1, 3]))
+    places = grids.place_of(scores.T, jnp.array([0, 1, 3]))
     np.testing.assert_array_equal(places, [4, 0, 1])
 
 
 def test_warm_up_then_half_a_cosine():
-    schedule = heads.Schedule(warmup_steps=2, total_steps=10)
+    schedule = grids.Schedule(warmup_steps=2, total_steps=10)
     found = [float(schedule(step)) for step in (0, 1, 2, 6, 10)]
     np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-6)

@@ -1,0 +1,1 @@
+"""Heads that are trained on frozen features: a grid of them, their rows, their training, what is told of it."""

@@ -10,13 +10,14 @@ distance on the grid of patches:
 * RMSC: root mean square distance of the unit tokens from their mean.
 """
 
+import zipfile
 from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nepa_jax.base.errors import UserError, in_short
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.progress import meter
 from nepa_jax.evals import results
 from nepa_jax.evals.features import encoded
@@ -203,13 +204,14 @@ def read_masks(file: str, count: int, grid: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: see :func:`evaluate`.
     """
+    wanted = "give an .npz of numbers with an array `masks`"
     try:
-        with np.load(file) as arrays:
-            masks = arrays["masks"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--masks={file}: cannot be read ({in_short(error)}); give an .npz with an array `masks`"
-        ) from None
+        with zipfile.ZipFile(file):  # what else NumPy opens is a pickle or a single array
+            masks = np.load(file)["masks"]
+    except OSError as error:
+        raise UserError(f"--masks={file}: cannot be read ({error.strerror}); {wanted}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"--masks={file}: is no such file; {wanted}") from None
     if masks.ndim != 3 or len(masks) != count or any(np.mod(masks.shape[1:], grid)):
         raise UserError(
             f"--masks={file}: masks is {list(masks.shape)}; give [{count}, {grid[0]}, {grid[1]}], one "

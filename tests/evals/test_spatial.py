@@ -88,6 +88,25 @@ def test_other_masks_are_refused_in_one_line(tmp_path, name, shape, wanted):
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["text", "array", "cut short", "objects", "folder", "missing"])
+def test_a_strangers_file_is_refused_in_one_line(tmp_path, kind):
+    file = tmp_path / "m.npz"
+    if kind == "text":
+        file.write_text("masks")
+    elif kind == "array":
+        with file.open("wb") as opened:
+            np.save(opened, np.zeros((3, 2, 2)))
+    elif kind == "folder":
+        file.mkdir()
+    elif kind != "missing":
+        masks = np.zeros((3, 2, 2)) if kind == "cut short" else np.array([None, "x"], object)
+        np.savez(file, masks=masks)
+        file.write_bytes(file.read_bytes()[: -40 if kind == "cut short" else None])
+    with pytest.raises(UserError, match=r"give an \.npz of numbers") as caught:
+        spatial.read_masks(str(file), 3, (2, 2))
+    assert "\n" not in str(caught.value) and "pickle" not in str(caught.value)
+
+
 def test_a_grid_without_distances_is_refused():
     with pytest.raises(UserError, match="too few"):
         spatial.weights_of((1, 2))

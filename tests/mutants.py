@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant(
         "every device gets the first rows",
         "mesh.py",
-        "place = part.shards.index((index[0].start or 0) // size)",
+        "place = part.shards.index((index[axis].start or 0) // size)",
         "place = 0",
         ("tests/test_mesh.py::test_a_batch_keeps_its_rows_and_their_numbers", f"{LAYOUTS}[nepa]"),
     ),

@@ -117,7 +117,7 @@ def _pillow(config: LoaderConfig, data: bytes, index: int) -> np.ndarray:
 
 
 def _mode(mode: str, config: LoaderConfig) -> Callable[[bytes, int], None]:
-    config = replace(config, resize=mode, flip=False, augment="none", erase_prob=0.0)
+    config = replace(config, resize=mode, flip=False, augment="none")
     out = np.empty((*config.image_size, config.channels), np.uint8)
 
     def make(data: bytes, index: int) -> None:

@@ -46,6 +46,7 @@ def loader_config(config: ConfigDict) -> LoaderConfig:
         **{key: config.data[key] for key in DATA},
         image_size=image_size(config),
         channels=config.model.in_channels,
+        pixel_mean=tuple(config.model.pixel_mean),
         seed=config.run.seed,
     )
 

@@ -55,6 +55,16 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": dict(masks=False),
     "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
+    "nepa_jax.objectives.supervised": dict(
+        mixup=0.0,
+        cutmix=0.0,
+        mixup_prob=1.0,
+        mixup_switch_prob=0.5,
+        mixup_group=32,
+        cutmix_box="timm-1.0.31",
+        label_smoothing=0.0,
+        erase_prob=0.0,
+    ),
 }
 
 
@@ -67,7 +77,18 @@ def in_todays_words(config: ConfigDict) -> ConfigDict:
             value = section[name]
             del section[name]
             section[new_name] = values.get(value, value)
+    _move_erasing(config)
     return with_later_keys(config)
+
+
+def _move_erasing(config: ConfigDict) -> None:
+    """The loader erased, whatever the objective; what another one still asks for stays an error."""
+    data, objective = (_place(config, name)[0] for name in ("data", "objective"))
+    supervised = objective.get("name") == "nepa_jax.objectives.supervised"
+    if "erase_prob" in data and (supervised or data.erase_prob == 0.0):
+        value = data.pop("erase_prob")
+        if supervised:
+            objective.erase_prob = value
 
 
 def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:

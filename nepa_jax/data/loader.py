@@ -178,18 +178,18 @@ def iter_epoch(
 
     As Loader.made; rows that fill up the last batch and those of undecodable examples are not valid:
     image 0, label and index -1. Every host gets the same number of batches. `crop` must be center,
-    whole or none, `flip`, `augment` and `erase_prob` off; images are resized exactly; the seed does not
-    matter. Raises UserError as Loader does.
+    whole or none, `flip` and `augment` off; images are resized exactly; the seed does not matter.
+    Raises UserError as Loader does.
     """
     _check(config, host, num_hosts)
     config = replace(config, resize="exact")
-    calm = replace(config, flip=False, augment="none", erase_prob=0.0)
+    calm = replace(config, flip=False, augment="none")
     if config.crop in RANDOM_CROPS or config != calm:
-        keys = ("crop", "flip", "augment", "erase_prob")
+        keys = ("crop", "flip", "augment")
         found = ", ".join(f"{key}={getattr(config, key)!r}" for key in keys)
         raise UserError(
             f"{found} is random: a pass for evaluation wants crop='center', 'whole' or 'none', "
-            "flip=False, augment='none', erase_prob=0"
+            "flip=False, augment='none'"
         )
     records = _opened(config)
     count = min(len(records), first or len(records))

@@ -33,6 +33,10 @@ class LoaderConfig:
     split: str = key("train")
     image_size: tuple[int, int] = key((224, 224), Bound("[1, 16384]", "224"))  # (height, width), px
     channels: int = key(3, (1, 3))  # decode.MODES
+    # Of pixels of 0 to 1, one for each channel or for all: what RandAugment moves in from outside.
+    pixel_mean: tuple[float, ...] = key(
+        (0.485, 0.456, 0.406), Bound("[-10, 10]", "(0.5, 0.5, 0.5)")
+    )
     batch_size: int = key(4096, Bound("[1, 16777216]", "256"))  # images per step, of all hosts
     seed: int = key(0)
     masks: bool = key(False)  # of a set that has them: the batch gets the classes of its pixels
@@ -47,9 +51,9 @@ class LoaderConfig:
     interpolation: str = key("bicubic", ("bilinear", "bicubic"))
     resize: str = key("exact", ("exact", "fast"))
     flip: bool = key(True)  # left to right, half of the time
-    # For fine-tuning, after the crop and the flip: augment.AUGMENTS.
+    # For fine-tuning, after the crop and the flip: augment.AUGMENTS. What acts on pixels that the model
+    # has normalised (erasing, mixup, cutmix) is the objective's.
     augment: str = key("none", ("none", "rand_augment", "three_augment", "color_jitter"))
-    erase_prob: float = key(0.0, Bound("[0, 1]", "0.25"))  # of a rectangle of an image
     num_workers: int = key(0, Bound("[0, 256]", "0"))  # processes; no machine has cores for more
     # Decoding threads of each process; 0: one per core. 50 keep a bucket busy, all waiting for it.
     num_threads: int = key(0, Bound("[0, 1024]", "0 for one per core"))
@@ -62,7 +66,12 @@ class LoaderConfig:
 
 
 # These have other names in the config of a run.
-PLACES = {"image_size": "model.image_size", "channels": "model.in_channels", "seed": "run.seed"}
+PLACES = {
+    "image_size": "model.image_size",
+    "channels": "model.in_channels",
+    "pixel_mean": "model.pixel_mean",
+    "seed": "run.seed",
+}
 # The section `data` of a config: every other one.
 DATA = {each.name: each.default for each in fields(LoaderConfig) if each.name not in PLACES}
 
@@ -106,7 +115,8 @@ def _problem(each: Field, value: Any) -> str | None:
     if isinstance(allowed, tuple):
         choices = " or ".join(map(str, allowed))
         return None if value in allowed else f"not a choice; try {choices}"
-    if isinstance(default, tuple) and (not isinstance(value, tuple) or len(value) != 2):
+    pair = isinstance(default, tuple) and len(default) == 2
+    if pair and (not isinstance(value, tuple) or len(value) != 2):
         return f"must be two numbers in brackets; try {default}"
     if (fit := fitted(value, default, allowed)) is WRONG:
         return f"wrong type; write {wanted(default, allowed)}"

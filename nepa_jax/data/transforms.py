@@ -7,10 +7,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from nepa_jax.data.augment import AUGMENTS, random_erase
+from nepa_jax.data.augment import AUGMENTS, Moved
 from nepa_jax.data.decode import DecodeError
 from nepa_jax.data.masks import IGNORED
-from nepa_jax.data.resize import NEAREST, RESIZES
+from nepa_jax.data.resize import FILTERS, NEAREST, RESIZES
 from nepa_jax.data.settings import LoaderConfig
 
 Box = tuple[int, int, int, int]
@@ -28,21 +28,27 @@ def transform(
 ) -> None:
     """Writes what is made of `pixels`, uint8 [h, w, C], into `out`, uint8 [H, W, C].
 
-    A pure function of config, pixels and rng: the crop, the flip, the augmentation, the erasing.
+    A pure function of config, pixels and rng: the crop, the flip, the augmentation.
     Raises DecodeError if config.crop is `none` and the image has another size.
     """
     pixels = CROPS[config.crop](config, pixels, rng)
     if config.flip and rng.random() < 0.5:
         pixels = _mirrored(pixels)
-    out[:] = AUGMENTS[config.augment](pixels, rng)
-    if config.erase_prob:
-        random_erase(out, rng, config.erase_prob)
+    out[:] = AUGMENTS[config.augment](pixels, rng, moved(config))
+
+
+def moved(config: LoaderConfig) -> Moved:
+    """How augmentations move pixels: as timm, by the crop's interpolation and over the mean colour."""
+    fill = [min(max(round(255 * mean), 0), 255) for mean in config.pixel_mean]
+    fill *= config.channels if len(fill) == 1 else 1
+    gray = round(sum(fill) / len(fill))
+    return Moved(tuple(fill) if config.channels == 3 else gray, FILTERS[config.interpolation])
 
 
 def of_masks(config: LoaderConfig) -> LoaderConfig:
     """What makes of a mask, uint8 [h, w, 1], what `config` makes of its image, given the same
     random stream: the same crop and flip, to the nearest pixel, and nothing else."""
-    plain = dict(channels=1, resize="exact", augment="none", erase_prob=0.0)
+    plain = dict(channels=1, resize="exact", augment="none")
     return replace(config, interpolation=NEAREST, **plain)
 
 

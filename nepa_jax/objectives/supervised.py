@@ -1,10 +1,9 @@
-"""Classification with integer labels: the plain supervised control, and the model of fine-tuning."""
+"""Classification: the plain supervised control, and fine-tuning with mixed images and soft labels."""
 
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -12,6 +11,7 @@ from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.heads import POOLS, Classifier
 from nepa_jax.models.vit import ViT, vit_config
+from nepa_jax.objectives import mix
 from nepa_jax.objectives.base import (
     Aux,
     Batch,
@@ -22,8 +22,8 @@ from nepa_jax.objectives.base import (
     image_keys,
 )  # fmt: skip
 
-DEFAULTS = dict(name="", num_classes=1000, pool="mean", causal=False)
-BOUNDS = {"num_classes": Bound("[1, 1000000]", "1000")}
+DEFAULTS = dict(name="", num_classes=1000, pool="mean", causal=False, **mix.DEFAULTS)
+BOUNDS = {"num_classes": Bound("[1, 1000000]", "1000"), **mix.BOUNDS}
 
 
 class Labels(Protocol):
@@ -35,11 +35,12 @@ class Labels(Protocol):
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""
-    found = section_problems("objective", config.objective, DEFAULTS, BOUNDS)
+    section = {**mix.DEFAULTS, **config.objective}  # a control's recipe may leave these out
+    found = section_problems("objective", section, DEFAULTS, BOUNDS)
     pool = config.objective.get("pool")
     if pool not in POOLS:
         found["objective.pool"] = f"objective.pool = {pool}: not a choice; try {' or '.join(POOLS)}"
-    return list(found.values())
+    return [*found.values(), *([] if found else mix.problems(config))]
 
 
 def data_problems(config: ConfigDict, data: Labels) -> list[str]:
@@ -61,15 +62,20 @@ def data_problems(config: ConfigDict, data: Labels) -> list[str]:
 def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Classifier:
     objective = config.objective
     vit = ViT(vit_config(config), rngs)
-    return Classifier(vit, objective.num_classes, objective.pool, objective.causal, rngs)
+    model = Classifier(vit, objective.num_classes, objective.pool, objective.causal, rngs)
+    model.mix = mix.mix_config(config)
+    return model
 
 
 def loss(model: Classifier, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-    """Mean softmax cross-entropy, float32 []; ``batch["label"]`` int32 [B]."""
-    logits = model(batch["image"], image_keys(key, batch, "drop_path"))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-    return jnp.mean(losses), Aux({"accuracy": accuracy})
+    """Mean softmax cross-entropy, float32 []; ``batch["label"]`` int32 [B].
+
+    Where images are mixed, ``accuracy`` counts the label with the larger share.
+    """
+    images, targets = mix.mix(model.mix, model.vit.config, batch, key)
+    logits = model(images, image_keys(key, batch, "drop_path"))
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1))
+    return mix.soft_cross_entropy(logits, targets), Aux({"accuracy": accuracy})
 
 
 def encode(model: Classifier, images: jax.Array, layer: int | None = -1) -> Features:

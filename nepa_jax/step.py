@@ -123,13 +123,12 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
             model = optax.apply_updates(state.model, updates)
-        average = partial(moving_average, decay=config.optim.ema_decay)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         kept = replace(
             state,
             model=model,
             opt_state=opt_state,
-            ema=None if state.ema is None else average(state.ema, model),
+            ema=followed(state, model, config.optim.ema_decay),
             extra=after_update(state.extra, model, aux, state.step),
             grad_norm_mean=running_mean(grad_norm, state),
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
@@ -222,6 +221,15 @@ def evaluated(aux: Aux) -> Aux:
 def split_rows(rows: jax.Array, parts: int) -> jax.Array:
     """[B, …] -> [parts, B / parts, …]; every part takes rows from every device, so none move."""
     return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+
+def followed(state: TrainState, model: nnx.Module, decay: float | None) -> nnx.Module | None:
+    """The average after an update. It begins as a copy of the weights after the first one that is
+    kept, as in NEPA's released code: those of step 0 have no share in it."""
+    if state.ema is None:
+        return None
+    moved = moving_average(state.ema, model, decay)
+    return jax.tree.map(partial(jnp.where, state.kept == 0), model, moved)
 
 
 def moving_average(average: nnx.Module, model: nnx.Module, decay: float) -> nnx.Module:

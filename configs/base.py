@@ -51,6 +51,15 @@ def get_config(arg: str = "") -> ConfigDict:
         spike_factor=None,  # skip steps whose gradient is so many times the running mean
         accum_steps=1,
         ema_decay=None,
+        # Of fine-tuning; which parameters stand where: nepa_jax/optim.py.
+        layer_decay=None,  # of the rate, for each layer further down
+        layer_decay_end=None,  # which layer_decay reaches at the end of the run
+        layer_decay_ramp="cosine",  # on its way there, or "linear"
+        layer_decay_offset=0,  # the power at the top block: 0 in NEPA's code, 1 in MAE's
+        layer_warmup=False,  # the smaller a layer's rate, the longer its warm-up
+        head_lr=None,  # of the classifier and the final norm; none: as all others
+        freeze_patch_embed=False,
+        decay_tokens=True,  # weight decay of class token and position table, too
     )
     config.schedule = dict(total_epochs=800.0, warmup_epochs=40.0, final_lr=0.0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices

@@ -18,7 +18,7 @@ from nepa_jax.base.compiler import compiler_options
 from nepa_jax.base.keys import named_key
 from nepa_jax.mesh import batch_sharding, replicated, state_shardings
 from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
-from nepa_jax.optim import learning_rate, make_optimizer
+from nepa_jax.optim import learning_rate, make_optimizer, trained_alone
 
 
 @jax.tree_util.register_dataclass
@@ -120,6 +120,7 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             loss, aux, grads = gradients(objective, state, batch, key, config.optim.accum_steps)
+            grads = trained_alone(config, grads)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
             model = optax.apply_updates(state.model, updates)

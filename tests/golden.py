@@ -59,9 +59,15 @@ class Case:
         return export_arrays(tree, self.table)
 
 
-def load_case(name: str) -> Case:
-    return Case(
-        json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+def load_case(name: str, folder: str = "golden") -> Case:
+    return Case(*read_case(folder, name))
+
+
+def read_case(folder: str, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """What the json says, and the arrays."""
+    file = GOLDEN.parent / folder / name
+    return json.loads(file.with_suffix(".json").read_text()), load_file(
+        file.with_suffix(".safetensors")
     )
 
 

@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "warm-up one step longer",
         "optim.py",
-        "warmup_steps=config.schedule.warmup_steps,",
-        "warmup_steps=config.schedule.warmup_steps + 1,",
+        "steps, optim = config.schedule.warmup_steps, config.optim",
+        "steps, optim = config.schedule.warmup_steps + 1, config.optim",
         (f"{GOLDEN_NEPA}test_twenty_adamw_steps_follow_the_official_trajectory",),
     ),
     Mutant(

@@ -42,6 +42,10 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "spike_factor": Bound("(1, 1e6]", "10.0 or none", also=(None,)),
         "accum_steps": Bound("[1, 65536]", "1"),
         "ema_decay": Bound("[0, 1)", "0.9999 or none", also=(None,)),
+        "layer_decay": Bound("(0, 1]", "0.65 or none", also=(None,)),
+        "layer_decay_end": Bound("(0, 1]", "1.0 or none", also=(None,)),
+        "layer_decay_offset": Bound("[0, 1]", "0"),
+        "head_lr": Bound("(0, 1]", "1e-3 or none", also=(None,)),
     },
     "schedule": {
         "total": Bound("(0, 1e12]", "100"),
@@ -83,6 +87,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 OWN_OBJECTIVES = "nepa_jax.objectives"
+    "optim": {"layer_decay_ramp": ("cosine", "linear")},
 OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised"))
 # What other programs call our keys.
 OTHER_NAMES = {
@@ -95,7 +100,8 @@ OTHER_NAMES = {
     "workers": "data.num_workers", "hidden_size": "model.embed_dim", "width": "model.embed_dim",
     "num_layers": "model.depth", "layers": "model.depth", "heads": "model.num_heads", "img_size": "model.image_size",
     "input_size": "model.image_size", "drop_path": "model.drop_path_rate", "precision": "run.dtype",
-    "save_every": "checkpoint.every_steps", "log_every": "log.every_steps", "resume": "run.init_from",
+    "llrd": "optim.layer_decay", "llrd_end": "optim.layer_decay_end", "nb_classes": "objective.num_classes",
+    "num_labels": "objective.num_classes", "save_every": "checkpoint.every_steps", "log_every": "log.every_steps", "resume": "run.init_from",
 }  # fmt: skip
 
 

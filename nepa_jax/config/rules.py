@@ -43,6 +43,24 @@ def _learning_rate(config: ConfigDict) -> list[str]:
 
 
 def _profile(config: ConfigDict) -> list[str]:
+def _layer_decay(config: ConfigDict) -> list[str]:
+    optim = config.optim
+    if optim.layer_decay is None:
+        given = {"layer_decay_end": optim.layer_decay_end, "layer_warmup": optim.layer_warmup}
+        return [
+            f"optim.{key} = {value}: changes the decay from layer to layer, and there is none; try "
+            "optim.layer_decay=0.65"
+            for key, value in given.items()
+            if value
+        ]
+    if optim.layer_warmup and optim.layer_decay_end is not None:
+        return [
+            f"optim.layer_warmup = True: goes by a layer's decay, which optim.layer_decay_end = "
+            f"{optim.layer_decay_end} changes; try optim.layer_warmup=false"
+        ]
+    return []
+
+
     steps = config.log.profile_steps
     if len(steps) == 2 and steps[0] <= steps[1]:
         return []
@@ -90,3 +108,4 @@ def exists(module: str) -> bool:
         return not f"{module}.".startswith(f"{error.name}.")
     except Exception:  # of the package's own code
         return module in sys.modules or "." in module
+    _layer_decay: ("optim.layer_decay", "optim.layer_decay_end", "optim.layer_warmup"),

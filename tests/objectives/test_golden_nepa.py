@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from golden import LOSS_ATOL, OUTPUT_ATOL, assert_classifier, assert_gradients, hidden_states
 
 from nepa_jax import optim, step
@@ -117,10 +118,11 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
 def test_weight_decay_groups_match():
     case = golden.load_case("nepa_train20")
     groups = case.meta["weight_decay_groups"]
-    masks = optim.decays(case.model())
+    config = small.resolved("nepa")
     marked = case.exported(
-        jax.tree.map(
-            lambda leaf, decay: np.full(leaf.shape, decay, np.float32), case.model(), masks
+        optim.by_name(
+            lambda name, leaf: np.full(leaf.shape, optim.decays(config, name), np.float32),
+            case.model(),
         )
     )
     assert {name for name, mark in marked.items() if mark.all()} == set(groups["decay"])

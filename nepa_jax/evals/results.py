@@ -92,7 +92,11 @@ def same_setting(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def report(
-    name: str, facts: Mapping[str, Any], found: Outcome, control: Outcome | None
+    name: str,
+    facts: Mapping[str, Any],
+    found: Outcome,
+    control: Outcome | None,
+    pixels: Outcome | None = None,
 ) -> dict[str, Any]:
     """Everything of an evaluation as JSON values.
 
@@ -102,6 +106,7 @@ def report(
         found: of the encoder.
         control: of the same, untrained; its row of the same layer and setting stands as ``untrained``,
             and what the protocol takes of it alone as ``untrained_number``.
+        pixels: of the images themselves.
     """
     return {
         "probe": found.protocol.get("name", name),
@@ -112,6 +117,7 @@ def report(
         "chance": found.chance,
         "untrained": control and same_setting(found.number, control.by_layer),
         "untrained_number": control and control.number,
+        "pixels": pixels and pixels.number,
         "best_on_test": found.best,
         "protocol": found.protocol,
         "by_layer": found.by_layer,
@@ -188,7 +194,12 @@ def _plain(value: Any) -> Any:
 
 
 def eval_folder(path: str, out: str | None) -> Path:
-    """Where the results of an encoder go: beside it, unless another folder is given.
+    """Where the results of an encoder go. Raises as :func:`folder_of`."""
+    return folder_of(path, "eval", out)
+
+
+def folder_of(path: str, name: str, out: str | None) -> Path:
+    """Where something of some weights goes: beside them, unless another folder is given.
 
     Raises:
         UserError: it cannot be written.
@@ -197,9 +208,9 @@ def eval_folder(path: str, out: str | None) -> Path:
     if out is not None:
         folder = Path(out)
     elif place.parent.name == "checkpoints":  # one of a run's
-        folder = place.parent.parent / "eval"
+        folder = place.parent.parent / name
     else:
-        folder = place / "eval" if place.is_dir() else place.with_name(f"{place.stem}-eval")
+        folder = place / name if place.is_dir() else place.with_name(f"{place.stem}-{name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.evals import card, results
 from nepa_jax.evals.encoders import weights_digest
 from nepa_jax.evals.frozen import TRANSFORM
+from nepa_jax.evals.pixels import Pixels
 from nepa_jax.evals.subject import Subject
 from nepa_jax.hosts.agree import say
 
@@ -24,6 +25,7 @@ def evaluate(
     facts: Mapping[str, Any],
     options: Mapping[str, Any],
     control: Subject | None,
+    pixels: Pixels | None = None,
 ) -> results.Report:
     """What a probe finds of an encoder and, as a control, of the same untrained.
 
@@ -33,11 +35,13 @@ def evaluate(
         facts: of them, for the report.
         options: keyword arguments of the probe's ``evaluate``.
         control: the untrained encoder, if it is to be probed too.
+        pixels: the images themselves, if they are, for probes of one vector an image.
     """
     probe = import_module(f"nepa_jax.evals.{name}").evaluate
     found = probe(subject, **options)
     other = probe(control, **options) if control else None
-    return results.report(name, facts, found, other)
+    bare = probe(pixels, **options) if pixels else None
+    return results.report(name, facts, found, other, bare)
 
 
 def evaluate_all(
@@ -118,4 +122,5 @@ def lines_of(report: results.Report) -> Iterator[str]:
         untrained = f" {others[i][metric]:9.4f}" if others else ""
         yield f"{place} {row[metric]:9.4f}{untrained}{mark}"
     chance = "" if report["chance"] is None else f"; chance is {report['chance']:.4f}"
-    yield f"<: {report['chosen']}{chance}"
+    bare = f"; raw pixels give {report['pixels'][metric]:.4f}" if report["pixels"] else ""
+    yield f"<: {report['chosen']}{chance}{bare}"

@@ -15,6 +15,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.verbs import SEVERAL_HOSTS, Run, group, option, verb, whole
 
 if TYPE_CHECKING:
+    from nepa_jax.evals.pixels import Pixels
     from nepa_jax.evals.running import Draw
     from nepa_jax.evals.subject import Subject
 
@@ -28,6 +29,7 @@ class Probe:
     attention: str | None = None  # without --attention; None: as the encoder was trained
     # By --preset, without --image-size: px, rounded up to whole patches; else the encoder's own.
     image_size: Mapping[str, int] = field(default_factory=dict)
+    pixels: bool = False  # may be asked of the images themselves, too
 
 
 # Of probes whose heads are trained.
@@ -45,11 +47,13 @@ HEADS = {
 }
 PROBES = {
     "knn": Probe(
-        "nearest neighbours, weighted: k = 20, T = 0.07, and all other settings beside it"
+        "nearest neighbours, weighted: k = 20, T = 0.07, and all other settings beside it",
+        pixels=True,
     ),
     "logreg": Probe(
         "logistic regression, its penalty chosen on a held-out tenth of the training images",
         {"protocol": dict(choices=("short", "dinov3"), default="short", help="grid and features")},
+        pixels=True,
     ),
     "fewshot": Probe(
         "kNN and logistic regression of nested label budgets",
@@ -57,6 +61,7 @@ PROBES = {
             "budgets": dict(default="1,5,10,25,100", help="per cent of the training images"),
             "seed": dict(type=whole(0, 2**31), default=0, help="which images"),
         },
+        pixels=True,
     ),
     "rank": Probe("RankMe, effective rank and alpha-ReQ of the features; needs no labels"),
     "spatial": Probe(
@@ -116,6 +121,9 @@ SPLITS = (
     option("--out", help="folder for the results (default: W/eval)"),
     option("--json", action="store_true"),
 )
+PIXELS = option(
+    "--pixels", action="store_true", help="the raw pixels beside it, of images of 32 px at most"
+)
 ENCODER = group(
     "the encoder",
     "where its features are taken, and of which weights",
@@ -157,6 +165,7 @@ def add_verbs(verbs: Any, draw: "Draw") -> None:
         parts = (
             *SPLITS,
             *own,
+            *([PIXELS] if probe.pixels else []),
             ENCODER,
             SEVERAL_HOSTS,
             lambda parser, name=name: parser.set_defaults(probe=name),
@@ -198,7 +207,8 @@ def evaluate(args: Namespace, draw: "Draw") -> None:
     from nepa_jax.hosts.agree import say
 
     options = {key: getattr(args, key) for key in PROBES[args.probe].options}
-    report = running.evaluate(args.probe, subject, facts, options, control_of(args, subject))
+    control, pixels = control_of(args, subject), pixels_of(args, subject)
+    report = running.evaluate(args.probe, subject, facts, options, control, pixels)
     files = running.write(folder, report, draw)
     for line in [results.as_json(report)] if args.json else running.lines_of(report):
         say(line)
@@ -253,6 +263,13 @@ def opened(args: Namespace, probe: Probe) -> "tuple[Subject, dict[str, Any], Pat
 def control_of(args: Namespace, subject: "Subject") -> "Subject | None":
     """The same encoder untrained, unless it is left out."""
     return None if args.no_untrained else subject.untrained()
+
+
+def pixels_of(args: Namespace, subject: "Subject") -> "Pixels | None":
+    """The images themselves, if they are asked for."""
+    from nepa_jax.evals.pixels import Pixels
+
+    return Pixels(subject) if PROBES[args.probe].pixels and args.pixels else None
 
 
 def side_of(args: Namespace, probe: Probe, patch_size: int) -> int | None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.keys import named_key
 from nepa_jax.base.sections import Bound
+from nepa_jax.mesh import constrain
 from nepa_jax.models.vit import ViTConfig
 from nepa_jax.objectives.base import Batch, image_keys
 from nepa_jax.objectives.erasing import erase
@@ -117,15 +118,15 @@ def mix(mixing: Mix, vit: ViTConfig, batch: Batch, key: jax.Array) -> tuple[jax.
         UserError: there is no partner for each image.
     """
     images, targets = batch["image"], smooth_labels(batch["label"], mixing)
+    if mixing.mixes and len(images) % 2:
+        raise UserError(
+            f"a batch of {len(images)} images cannot be mixed in pairs; try an even one"
+        )
     if mixing.erase_prob:
         keys = image_keys(key, batch, "erase")
         images = erase(images, keys, mixing.erase_prob, vit.pixel_mean, vit.pixel_std)
     if not mixing.mixes:
         return images, targets
-    if len(images) % 2:
-        raise UserError(
-            f"a batch of {len(images)} images cannot be mixed in pairs; try an even one"
-        )
     draws = draw(mixing, named_key(key, "mix"), batch["row"], images.shape[1:3])
     return blend(images, targets, draws, mixing.cutmix_box)
 
@@ -155,7 +156,10 @@ def draw(mixing: Mix, key: jax.Array, rows: jax.Array, size: tuple[int, int]) ->
         )
 
     groups = jnp.minimum(rows, partners(rows)) // (mixing.mixup_group // 2)
-    return jax.vmap(of_group)(jax.vmap(jax.random.fold_in, (None, 0))(key, groups))
+    groups = constrain(groups, None)
+    draws = jax.vmap(of_group)(jax.vmap(jax.random.fold_in, (None, 0))(key, groups))
+    # On every device all of them: else each turn of the loop that draws a share waits for all devices.
+    return jax.tree.map(lambda each: constrain(each, *[None] * each.ndim), draws)
 
 
 def partners(rows: jax.Array) -> jax.Array:

@@ -21,7 +21,6 @@ from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives import supervised
 from nepa_jax.objectives.mix import (
     BOXES,
-    DEFAULTS,
     Draws,
     Mix,
     blend,
@@ -153,7 +152,7 @@ def test_microbatches_are_mixed_as_the_whole_batch_is(parts, seed):
 
 
 def test_a_batch_over_eight_devices_is_mixed_as_on_one():
-    """And none of them sees the images of all: a device gets those of the one half a batch further on."""
+    """A device gets the images of the one half a batch further on alone, once, and waits in no loop."""
     data, key = batch(), jax.random.key(1)
     mesh = make_mesh(small.resolved("mae"))
     spread = put_batch({name: np.asarray(rows) for name, rows in data.items()}, mesh)
@@ -162,8 +161,11 @@ def test_a_batch_over_eight_devices_is_mixed_as_on_one():
         jitted(MIXED, VIT, data, key), jitted(MIXED, VIT, spread, key), strict=True
     ):
         np.testing.assert_allclose(one, two, rtol=1e-6)  # of sums that are fused otherwise
-    text = jitted.lower(MIXED, VIT, spread, key).compile().as_text()
-    assert not {"all-gather", "all-reduce"} & set(collectives(text)), set(collectives(text))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        found = collectives(jitted.lower(MIXED, VIT, spread, key).compile().as_text())
+    assert set(found) == {"all-gather", "collective-permute"}, found
+    assert found["all-gather"] == [(16,)]  # numbers of groups
+    assert sum(len(shape) == 4 for shape in found["collective-permute"]) == 1
 
 
 def test_images_of_a_group_share_a_draw_and_groups_do_not():
@@ -239,9 +241,7 @@ def test_an_image_without_a_partner_is_told():
 def classifying(**changes):
     config = small.resolved("mae", **changes)
     with config.unlocked(), config.ignore_type():
-        config.objective = dict(
-            name=supervised.__name__, num_classes=5, pool="mean", causal=False, **DEFAULTS
-        )
+        config.objective = supervised.DEFAULTS | dict(name=supervised.__name__, num_classes=5)
         config.objective.update(
             mixup=0.8, cutmix=1.0, label_smoothing=0.1, erase_prob=0.25, mixup_group=4
         )
@@ -275,10 +275,15 @@ def test_the_loss_is_of_mixed_images_and_their_labels():
     model = supervised.init_model(config, nnx.Rngs(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(9), model.head.kernel.shape)
     data, key = batch(16, (16, 16)), jax.random.key(2)
-    loss, aux = supervised.loss(model, None, data, key)
-    images, targets = mix(model.mix, model.vit.config, data, key)
-    keys = supervised.image_keys(key, data, "drop_path")
-    logits = np.asarray(model(images, keys), np.float64)
+
+    @jax.jit
+    def both(model, data, key):
+        images, targets = mix(model.mix, model.vit.config, data, key)
+        logits = model(images, supervised.image_keys(key, data, "drop_path"))
+        return supervised.loss(model, None, data, key), logits, targets
+
+    (loss, aux), logits, targets = both(model, data, key)
+    logits = np.asarray(logits, np.float64)
     wanted = -(np.asarray(targets) * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1)
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     assert aux.metrics["accuracy"] == np.mean(logits.argmax(1) == np.asarray(targets).argmax(1))

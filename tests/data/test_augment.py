@@ -1,20 +1,21 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from nepa_jax.data import augment
-from nepa_jax.data.augment import (
-    AUGMENTS,
-    FILL,
-    RAND_AUGMENT,
-    SIGNED,
-    erase_box,
-    random_erase,
-)
-from nepa_jax.data.settings import LoaderConfig
-from nepa_jax.data.transforms import transform
+from nepa_jax.data.augment import AUGMENTS, RAND_AUGMENT, SIGNED, Moved
+from nepa_jax.data.loader import Loader, LoaderConfig
+from nepa_jax.data.transforms import moved, transform
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden2" / "timm_randaug"
+FILL = (124, 116, 104)
+MOVED = Moved(FILL, Image.Resampling.BICUBIC)
+GRAY = Moved(115, Image.Resampling.BICUBIC)
 
 TIMM_NAMES = {
     "auto_contrast": "AutoContrast",
@@ -54,6 +55,26 @@ def image(picture):
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
+def test_operations_are_those_of_the_golden_arrays():
+    """All of `inc1` at three magnitudes, both signs, both interpolations, over the gray of [-1, 1]."""
+    config = json.loads(GOLDEN.with_suffix(".json").read_text())["config"]
+    arrays = load_file(GOLDEN.with_suffix(".safetensors"))
+    ours = {theirs: RAND_AUGMENT[name] for name, theirs in TIMM_NAMES.items()}
+    picture = Image.fromarray(arrays["input.image"])
+    seen = set()
+    for key in config["arguments"]:
+        operation, _, rest = key.partition(".m")
+        magnitude, _, sign = rest.removesuffix(".bilinear").rpartition(".")
+        kind = "bilinear" if key.endswith(".bilinear") else "bicubic"
+        settings = LoaderConfig(pixel_mean=(0.5,) * 3, interpolation=kind)
+        assert moved(settings).fill == tuple(config["fill colour"])
+        level = float(magnitude) / 10 * (-1 if sign == "neg" else 1)
+        found = ours[operation](picture, level, moved(settings))
+        np.testing.assert_array_equal(found, arrays[f"out.{key}"], err_msg=key)
+        seen.add(operation)
+    assert seen == set(ours)
+
+
 @pytest.mark.parametrize("magnitude", [0.0, 3.7, 8.6, 9.0, 9.4, 9.999])
 @pytest.mark.parametrize("name", RAND_AUGMENT)
 def test_operations_are_timms(timm, monkeypatch, image, name, magnitude):
@@ -65,14 +86,33 @@ def test_operations_are_timms(timm, monkeypatch, image, name, magnitude):
         theirs = auto_augment.AugmentOp(TIMM_NAMES[name], 1.0, magnitude, hparams)(image)
         operation = RAND_AUGMENT[name]
         level = (sign if operation in SIGNED else 1) * magnitude / 10
-        np.testing.assert_array_equal(operation(image, level), theirs)
+        np.testing.assert_array_equal(operation(image, level, MOVED), theirs)
 
 
 def test_every_operation_takes_the_greatest_magnitude(image):
-    for mode in ("RGB", "L"):
+    for mode, how in (("RGB", MOVED), ("L", GRAY)):
         for operation in RAND_AUGMENT.values():
-            assert operation(image.convert(mode), 1.0).size == image.size
-    assert np.all(np.asarray(RAND_AUGMENT["posterize"](image, 1.0)) == 0)
+            assert operation(image.convert(mode), 1.0, how).size == image.size
+    assert np.all(np.asarray(RAND_AUGMENT["posterize"](image, 1.0, MOVED)) == 0)
+
+
+def test_what_comes_in_from_outside_has_the_models_mean_colour(image):
+    """As timm, which takes it from the normalisation; round(255 · .5) is 128 there too."""
+    assert moved(LoaderConfig()) == MOVED
+    assert moved(LoaderConfig(interpolation="bilinear")).resample == Image.Resampling.BILINEAR
+    assert moved(LoaderConfig(pixel_mean=(0.5,))).fill == (128, 128, 128)
+    assert moved(LoaderConfig(channels=1)) == GRAY
+    assert moved(LoaderConfig(channels=1, pixel_mean=(0.2,))).fill == 51
+    assert moved(LoaderConfig(pixel_mean=(-1.0, 0.0, 2.0))).fill == (0, 0, 255)
+    config = LoaderConfig(
+        "", image_size=(40, 48), pixel_mean=(1.0, 0.0, 0.0), augment="rand_augment"
+    )
+    red = 0
+    for seed in range(60):
+        out = np.zeros((40, 48, 3), np.uint8)
+        transform(replace(config, crop="none"), np.asarray(image), np.random.default_rng(seed), out)
+        red += np.all(out == (255, 0, 0), axis=2).mean() > 0.05
+    assert red > 5
 
 
 def test_the_set_of_operations_is_timms(timm):
@@ -80,7 +120,7 @@ def test_the_set_of_operations_is_timms(timm):
 
     assert set(TIMM_NAMES.values()) == set(auto_augment._RAND_INCREASING_TRANSFORMS)
     fill = tuple(round(255 * mean) for mean in timm.data.IMAGENET_DEFAULT_MEAN)
-    assert fill == FILL
+    assert moved(LoaderConfig()).fill == fill
 
 
 @pytest.mark.parametrize(("choice", "name"), [(0, "Solarize"), (1, "Desaturate")])
@@ -119,57 +159,12 @@ def test_color_jitter_is_torchvisions(timm, monkeypatch, image):
     np.testing.assert_array_equal(found, jitter(image))
 
 
-def test_erased_boxes_are_timms(timm, monkeypatch):
-    import torch
-    from timm.data import random_erasing
-
-    rng = np.random.default_rng(0)
-    draws = []
-
-    def drawn(stop=1.0):
-        draws.append(rng.random())
-        return draws[-1]
-
-    module = random_erasing.random
-    monkeypatch.setattr(module, "random", lambda: 0.0)
-    monkeypatch.setattr(module, "uniform", lambda a, b: a + (b - a) * drawn())
-    monkeypatch.setattr(module, "randint", lambda a, b: a + int(drawn() * (b - a + 1)))
-    erase = random_erasing.RandomErasing(1.0, mode="const", device="cpu")
-    for _ in range(50):
-        draws.clear()
-        erased = erase(torch.ones(1, 40, 64))[0].numpy() == 0
-        left, top, width, height = erase_box(64, 40, Fixed(*draws))
-        expected = np.zeros((40, 64), bool)
-        expected[top : top + height, left : left + width] = True
-        np.testing.assert_array_equal(erased, expected)
-
-
-def test_erasing_happens_as_often_and_as_much_as_asked():
-    rng = np.random.default_rng(0)
-    shares = []
-    for _ in range(400):
-        pixels = np.full((32, 32, 3), 7, np.uint8)
-        random_erase(pixels, rng, 0.25)
-        shares.append(np.mean(np.any(pixels != 7, axis=2)))
-    shares = np.array(shares)
-    assert 0.18 < np.mean(shares > 0) < 0.32
-    assert shares[shares > 0].min() > 0.01 and shares.max() < 0.36
-
-
-def test_erased_pixels_have_imagenets_mean_and_deviation():
-    pixels = np.zeros((400, 400, 3), np.uint8)
-    random_erase(pixels, np.random.default_rng(1), 1.0)
-    noise = pixels[np.any(pixels, axis=2)] / 255
-    np.testing.assert_allclose(noise.mean(0), augment.IMAGENET_MEAN, atol=0.02)
-    np.testing.assert_allclose(noise.std(0), augment.IMAGENET_STD, atol=0.03)
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentations_are_functions_of_the_image_and_the_random_numbers(image, mode, name):
     pixels = np.asarray(image.convert(mode)).reshape(40, 48, -1)
-    before = pixels.copy()
-    found = [AUGMENTS[name](pixels, np.random.default_rng(seed)) for seed in (0, 0, *range(8))]
+    before, how = pixels.copy(), MOVED if mode == "RGB" else GRAY
+    found = [AUGMENTS[name](pixels, np.random.default_rng(seed), how) for seed in (0, 0, *range(8))]
     assert all(result.shape == pixels.shape and result.dtype == np.uint8 for result in found)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(pixels, before)
@@ -178,21 +173,38 @@ def test_augmentations_are_functions_of_the_image_and_the_random_numbers(image, 
 
 def test_magnitudes_vary_around_nine(monkeypatch, image):
     levels = []
-    operations = {name: lambda image, level: (levels.append(level), image)[1] for name in "ab"}
+    operations = {name: lambda image, level, _: (levels.append(level), image)[1] for name in "ab"}
     monkeypatch.setattr(augment, "RAND_AUGMENT", operations)
     for seed in range(500):
-        augment.rand_augment(image, np.random.default_rng(seed))
+        augment.rand_augment(image, np.random.default_rng(seed), MOVED)
     assert 430 < len(levels) < 570 and max(levels) <= 1
     assert abs(np.mean(levels) - 0.9) < 0.01 and 0.04 < np.std(levels) < 0.055
 
 
-def test_a_transform_augments_and_erases(picture):
-    pixels = np.asarray(picture(1, 32, 32))
-    plain = LoaderConfig(image_size=(16, 16))
-    for change in ({"augment": "color_jitter"}, {"erase_prob": 1.0}):
-        results = []
-        for config in (plain, replace(plain, **change)):
-            out = np.zeros((16, 16, 3), np.uint8)
-            transform(config, pixels, np.random.default_rng(3), out)
-            results.append(out)
-        assert np.any(results[0] != results[1])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2)])
+def test_tiny_images_are_augmented(size, mode):
+    pixels = np.full((*size, len(mode)), 9, np.uint8)[..., : 3 if mode == "RGB" else 1]
+    for name in AUGMENTS:
+        for seed in range(40):
+            how = MOVED if mode == "RGB" else GRAY
+            found = AUGMENTS[name](pixels, np.random.default_rng(seed), how)
+            assert found.shape == pixels.shape and found.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["rand_augment", "three_augment"])
+def test_a_batch_is_augmented_by_seed_and_place_alone(prepared, name):
+    """Whatever makes it: threads, processes, and hosts that each make a part."""
+    config = LoaderConfig(
+        prepared, image_size=(16, 16), batch_size=10, num_threads=1, augment=name, seed=4
+    )
+    with Loader(config) as loader:
+        wanted = loader.batch(3)["image"]
+    with Loader(replace(config, num_threads=3, num_workers=2)) as loader:
+        np.testing.assert_array_equal(loader.batch(3)["image"], wanted)
+    for host in (0, 1):
+        with Loader(config, host=host, num_hosts=2) as loader:
+            np.testing.assert_array_equal(loader.batch(3)["image"], wanted[5 * host : 5 * host + 5])
+    for change in ({"augment": "none"}, {"seed": 5}):
+        with Loader(replace(config, **change)) as loader:
+            assert np.any(loader.batch(3)["image"] != wanted)

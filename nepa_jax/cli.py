@@ -17,6 +17,7 @@ from nepa_jax.base.text import printable
 from nepa_jax.base.verbs import SEVERAL_HOSTS, Parser, option, parse, verb, whole
 from nepa_jax.base.version import versions
 from nepa_jax.evals.verb import add_verbs as add_eval_verbs
+from nepa_jax.report.verb import add_verbs as add_report_verbs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -318,6 +319,7 @@ def plan(args: Namespace) -> None:
     CONFIG,
     option("--against", choices=("torch",), help="bench step, data: in turns with the same in PyTorch"),
     option("--where", action="store_true", help="bench step: what the parts of the model take"),
+add_report_verbs(VERBS)
     JSON,
 )  # fmt: skip
 def bench(args: Namespace) -> None:

@@ -38,10 +38,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run.metrics": ("plan",),
     "run": ("evals", "run.metrics"),
     "train": ("run",),
+    "report": ("run",),
     "export": ("evals", "run.metrics"),
     "visualize": ("evals", "run.metrics"),
     "bench": ("train", "export"),
-    "demo": ("train", "export", "visualize"),
+    "demo": ("train", "report", "export", "visualize"),
     "cli": ("bench", "demo"),
     "__main__": ("cli",),
 }

@@ -36,7 +36,7 @@ class Goodput:
 
     def __init__(self, path: Path):
         self._path = path
-        self._former = _read(path)
+        self._former = read_starts(path)
         self._this = Start(time.time(), time.time(), 0, 0)
         self._waited_s: Callable[[], float] = float
 
@@ -113,7 +113,7 @@ def _lost(start: Start, following: Start) -> float:
     return in_steps * min(again / max(start.last_step - start.first_step, 1), 1.0)
 
 
-def _read(path: Path) -> list[Start]:
+def read_starts(path: Path) -> list[Start]:
     """The starts so far; none where the file is not what this wrote: the account begins anew."""
     try:
         starts = [Start(**start) for start in read_json(path, list)]

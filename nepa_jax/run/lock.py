@@ -84,10 +84,10 @@ class WorkdirLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._in_use(self._holder()) from None
+            raise self._in_use(holder_of(self._workdir)) from None
         except OSError:  # this storage knows no locks: the beats must do
             pass
-        other = self._holder()
+        other = holder_of(self._workdir)
         if other is not None and other.boot != self._me.boot:
             self._await_silence(other)
         self._beat()
@@ -105,7 +105,7 @@ class WorkdirLock:
             )
         while time.time() < until:
             time.sleep(LOOK_S)
-            now = self._holder()
+            now = holder_of(self._workdir)
             if now is None:
                 return
             if now != other:
@@ -118,14 +118,6 @@ class WorkdirLock:
             "it, or give another --workdir"
         )
 
-    def _holder(self) -> Holder | None:
-        """Who wrote the last beat; None if the workdir is free, or nobody can be made out."""
-        try:
-            said = read_json(self._path, dict)
-            return Holder(**said | {"beat": float(said["beat"])})
-        except (OSError, ValueError, TypeError, KeyError, OverflowError):
-            return None
-
     def _beat(self) -> None:
         self._write(json.dumps({**asdict(self._me), "beat": time.time()}))
 
@@ -136,7 +128,7 @@ class WorkdirLock:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_S):
-            other = self._holder()
+            other = holder_of(self._workdir)
             if other is not None and other.run != self._me.run:
                 self._taken_by = other
                 return
@@ -144,6 +136,15 @@ class WorkdirLock:
                 self._beat()
             except OSError:  # a full disk: the log will say so, and this must not end the run
                 continue
+
+
+def holder_of(workdir: Path) -> Holder | None:
+    """Who wrote the last beat; None if the workdir is free, or nobody can be made out."""
+    try:
+        said = read_json(workdir / "run.lock", dict)
+        return Holder(**said | {"beat": float(said["beat"])})
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None
 
 
 def _boot() -> str:

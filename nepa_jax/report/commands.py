@@ -1,0 +1,39 @@
+"""The commands that make a run and what is known of it again."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nepa_jax.base.text import printable
+
+
+def commands_of(
+    workdir: Path, config: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """What each is for, and the command itself, for a shell.
+
+    Args:
+        workdir: of the run.
+        config: of the run, by dotted key.
+        reports: of its evaluations.
+    """
+    place = _quoted(workdir)
+    found = [
+        ("Go on", f"nepa-jax pretrain --config={place} --workdir={place}"),
+        ("Train it again", f"nepa-jax pretrain --config={place} --workdir={_quoted(f'{workdir}-again')}"),
+    ]  # fmt: skip
+    if (workdir / "DONE").exists() or not config:
+        found = found[1:] if config else []
+    for report in reports:
+        found.append((
+            f"Evaluate: {report['probe']}",
+            f"nepa-jax eval {_quoted(report['probe'])} {_quoted(report['weights'])} --data={_quoted(report['data'])}",
+        ))  # fmt: skip
+    found.append(("This page", f"nepa-jax report {place} --out=report.html"))
+    found.append(("This page while it trains", f"nepa-jax report {place} --serve"))
+    return [{"what": printable(what), "command": printable(command)} for what, command in found]
+
+
+def _quoted(word: Any) -> str:
+    return shlex.quote(str(word))

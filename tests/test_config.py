@@ -438,6 +438,25 @@ def test_a_config_of_earlier_names_is_read_in_todays(then, now):
     assert configs.flat_keys(configs.from_json(configs.to_json(read))) == configs.flat_keys(read)
 
 
+def test_an_earlier_config_whose_loader_erased_is_the_objectives_now():
+    written = json.loads(configs.to_json(small.resolved("nepa")))
+    written["data"]["erase_prob"] = 0.0
+    assert "erase_prob" not in configs.from_json(json.dumps(written)).data
+    written["data"]["erase_prob"] = 0.25  # no other objective can
+    assert configs.from_json(json.dumps(written)).data.erase_prob == 0.25
+    written["objective"] = dict(name="nepa_jax.objectives.supervised", num_classes=4, pool="mean")
+    read = configs.from_json(json.dumps(written))
+    assert "erase_prob" not in read.data and read.objective.erase_prob == 0.25
+    assert read.objective.mixup == 0.0  # of keys that came later
+
+
+def test_later_keys_of_supervised_are_off_as_in_its_own_table():
+    from nepa_jax.objectives import mix
+
+    read = configs.from_json('{"objective": {"name": "nepa_jax.objectives.supervised"}}')
+    assert {name: read.objective[name] for name in mix.DEFAULTS} == mix.DEFAULTS
+
+
 @pytest.mark.trial
 @pytest.mark.parametrize(
     ("text", "part"),

@@ -86,7 +86,8 @@ def _move_erasing(config: ConfigDict) -> None:
     data, objective = (_place(config, name)[0] for name in ("data", "objective"))
     supervised = objective.get("name") == "nepa_jax.objectives.supervised"
     if "erase_prob" in data and (supervised or data.erase_prob == 0.0):
-        value = data.pop("erase_prob")
+        value = data.erase_prob
+        del data["erase_prob"]
         if supervised:
             objective.erase_prob = value
 

@@ -27,7 +27,7 @@ from nepa_jax.demo.probing import Split, best_layers, by_layer, probe_all
 from nepa_jax.export.folder import export
 from nepa_jax.loading import Loaded, load
 from nepa_jax.train import pretrain
-from nepa_jax.visualize import curves, probes, reconstruct, similarity
+from nepa_jax.visualize import curves, probes, reconstruct, similarity, style
 
 EMA = {"nepa": True, "mae": False}  # NEPA's papers evaluate the average; MAE's recipe keeps none
 IMAGES = {"train": 12_000, "validation": 1_000, "test": 2_000}
@@ -124,10 +124,10 @@ def draw_pictures(
     curves.draw(logs, pictures / "curves.png")
     shown = {name: found for name, found in accuracies.items() if name != "untrained"}
     probes.draw(shown, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
-    reconstruct.draw(
-        trained["mae"].model, images[:12], pictures / "reconstruct.png", ratios=(0.6, 0.75, 0.85)
-    )
-    similarity.draw(trained["nepa"].model, images[:5], pictures / "similarity.png")
+    rebuilt = reconstruct.draw(trained["mae"].model, images[:12], ratios=(0.6, 0.75, 0.85))
+    style.save(rebuilt, pictures / "reconstruct.png")
+    similar = similarity.draw(trained["nepa"].model, images[:5])
+    style.save(similar, pictures / "similarity.png")
 
 
 def results_table(best: Mapping[str, Mapping[str, float | int]]) -> Table:

@@ -55,7 +55,7 @@ def embed(
         UserError: there are no such images, layer or pooling, or ``out`` cannot be written.
     """
     place = _writable(out)
-    with _opened(images, split) as listing:
+    with opened(images, split) as listing:
         read, left_out = [], listing.left_out
         pixels = _pixels(listing.examples, evaluation_data(loaded.config), read, left_out)
         batches = map(np.stack, _in_groups(pixels))
@@ -79,8 +79,12 @@ def _writable(out: str) -> Path:
 
 
 @contextmanager
-def _opened(images: Sequence[str], split: str) -> Iterator[Listing]:
-    """The examples of a source, or of files given one by one."""
+def opened(images: Sequence[str], split: str) -> Iterator[Listing]:
+    """The examples of a source, or of files given one by one.
+
+    Raises:
+        UserError: there are no such images.
+    """
     files = [Path(name) for name in images]
     missing = [str(file) for file in files if not file.exists()]
     if missing:

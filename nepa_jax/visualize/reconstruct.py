@@ -2,71 +2,89 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from nepa_jax.models.masking import random_masking
+from nepa_jax.models.masking import num_kept, random_masking
 from nepa_jax.models.vit import ViT, unpatchify
 from nepa_jax.objectives import mae
-from nepa_jax.visualize import style
+from nepa_jax.visualize import sheet, style
 
 RATIOS = (0.75, 0.85, 0.95)
-REMOVED_SHADE = 0.55  # gray, in [0, 1]
+REMOVED = np.uint8(140)  # the gray of a removed patch
+
+
+class Rebuilt(NamedTuple):
+    """One image at one mask ratio, uint8 [H, W, C] each."""
+
+    masked: np.ndarray  # what the encoder sees; gray where a patch is removed
+    pasted: np.ndarray  # visible patches are the image's own pixels
+    predicted: np.ndarray  # the decoder's output everywhere; on visible patches it was not trained
+    kept: int  # patches
 
 
 def draw(
-    model: mae.MAE, images: np.ndarray, path: str | Path, ratios: Sequence[float] = RATIOS
-) -> Path:
+    model: mae.MAE,
+    images: Sequence[np.ndarray],
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
+) -> Figure:
     """Draws originals, and for each mask ratio what is left of them and what is rebuilt.
 
     Args:
-        images: uint8 [n, H, W, 3]; one column each, eight read well.
-        path: where the PNG goes.
-        ratios: shares of removed patches. A smaller one keeps all that a larger one keeps.
+        images: uint8 [H, W, C], of one shape or several; one column each, eight read well.
+        ratios: shares of removed patches; each leaves one at least (:func:`usable`).
+        seed: of the masks, one for each image; a smaller ratio keeps all that a larger one keeps.
     """
-    rows = [("original", images / 255.0)]
+    rows, labels = [[style.rgb(image) for image in images]], ["image"]
+    keys = jax.random.split(jax.random.key(seed), len(images))
     for ratio in ratios:
-        masked, rebuilt = rebuild(model, images, ratio)
-        rows += [(f"{100 * ratio:.0f} % removed", masked), ("rebuilt", rebuilt)]
-    width = 1.1 * len(images) + 1.3
-    made = style.figure(width, 1.1 * len(rows) + 0.7)
-    for axes, (label, row) in zip(made.subplots(len(rows), 1), rows, strict=True):
-        axes.imshow(style.strip(row), interpolation="nearest")
-        style.bare(axes)
-        style.row_label(axes, label)
-    made.suptitle(_settings(model), fontsize=10)
-    return style.save(made, path)
+        found = [rebuild(model, image, ratio, key) for image, key in zip(images, keys, strict=True)]
+        columns = [map(style.rgb, (each.masked, each.pasted, each.predicted)) for each in found]
+        rows += map(list, zip(*columns, strict=True))
+        labels += [
+            f"{100 * ratio:.4g} % removed\n{_counts(model, images, found)}",
+            "rebuilt, visible\npatches pasted",
+            "rebuilt,\nas predicted",
+        ]
+    return sheet.draw(sheet.Sheet(rows, labels), _settings(model))[0]
 
 
-def rebuild(model: mae.MAE, images: np.ndarray, mask_ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Masked and rebuilt images, float32 in [0, 1] [n, H, W, 3]; the masks are always the same.
+def usable(ratios: Sequence[float], num_patches: int) -> list[float]:
+    """The mask ratios that leave a patch of so many."""
+    return [ratio for ratio in ratios if num_kept(num_patches, ratio) >= 1]
 
-    Visible patches are pasted into the rebuilt image. With normalised targets a removed patch
-    gets its true mean and deviation back, which the model never predicted.
+
+def rebuild(model: mae.MAE, image: np.ndarray, mask_ratio: float, key: jax.Array) -> Rebuilt:
+    """What the model makes of one image, uint8 [H, W, C], with a share of its patches removed.
+
+    With normalised targets every patch gets its true mean and deviation back, which the model never
+    predicted.
     """
-    num_patches = np.prod(model.vit.grid(images))
-    noise = jax.random.uniform(jax.random.key(0), (len(images), num_patches))
-    masked, rebuilt = _rebuild(model, jnp.asarray(images), noise, mask_ratio)
-    return np.asarray(masked), np.asarray(rebuilt)
+    num_patches = int(np.prod(model.vit.grid(image[None])))
+    noise = jax.random.uniform(key, (1, num_patches))
+    removed, predicted = map(np.asarray, _predict(model, image[None], noise, mask_ratio))
+    masked, pasted = (np.where(removed[0], fill, image) for fill in (REMOVED, predicted[0]))
+    return Rebuilt(masked, pasted, predicted[0], num_kept(num_patches, mask_ratio))
 
 
 @partial(jax.jit, static_argnames="mask_ratio")
-def _rebuild(
+def _predict(
     model: mae.MAE, images: jax.Array, noise: jax.Array, mask_ratio: float
 ) -> tuple[jax.Array, jax.Array]:
+    """Where patches are removed, bool [B, H, W, C], and all that is predicted, uint8."""
     patches, grid = model.vit.patches(images), model.vit.grid(images)
     masking = random_masking(noise, mask_ratio)
     predictions = mae.reconstruct(model, patches, grid, masking)
     if model.norm_pix_loss:
         predictions = denormalize(predictions, patches)
-    removed = masking.mask[:, :, None] > 0
-    masked = _pixels(model.vit, patches, grid)
-    shade = unpatchify(jnp.broadcast_to(removed, patches.shape), grid, model.vit.config.patch_size)
-    rebuilt = _pixels(model.vit, jnp.where(removed, predictions, patches), grid)
-    return jnp.where(shade, REMOVED_SHADE, masked), rebuilt
+    removed = jnp.broadcast_to(masking.mask[:, :, None] > 0, patches.shape)
+    size = model.vit.config.patch_size
+    return unpatchify(removed, grid, size), to_pixels(model.vit, predictions, grid)
 
 
 def denormalize(predictions: jax.Array, patches: jax.Array) -> jax.Array:
@@ -76,17 +94,27 @@ def denormalize(predictions: jax.Array, patches: jax.Array) -> jax.Array:
     return predictions * jnp.sqrt(variance + 1e-6) + mean
 
 
-def _pixels(vit: ViT, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Normalised patches -> images in [0, 1]."""
+def to_pixels(vit: ViT, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """The inverse of :meth:`ViT.patches`: [B, N, P·P·C] -> uint8 [B, H, W, C], clipped."""
     images = unpatchify(patches, grid, vit.config.patch_size)
     mean, std = jnp.array(vit.config.pixel_mean), jnp.array(vit.config.pixel_std)
-    return jnp.clip(images * std + mean, 0.0, 1.0)
+    return jnp.clip(jnp.round(255.0 * (images * std + mean)), 0, 255).astype(jnp.uint8)
+
+
+def _counts(model: mae.MAE, images: Sequence[np.ndarray], found: Sequence[Rebuilt]) -> str:
+    """How many patches the encoder sees; of images of several sizes, of the first."""
+    rows, columns = model.vit.grid(images[0][None])
+    return f"{found[0].kept} of {rows * columns} kept"
 
 
 def _settings(model: mae.MAE) -> str:
-    targets = "normalised pixels" if model.norm_pix_loss else "pixels"
     config = model.vit.config
+    targets = (
+        "normalised pixels (each patch gets its true mean and contrast back)"
+        if model.norm_pix_loss
+        else "pixels"
+    )
     return (
-        f"MAE trained with {100 * model.mask_ratio:.0f} % removed, target {targets}, "
+        f"MAE trained with {100 * model.mask_ratio:.4g} % removed, target {targets}, "
         f"patch {config.patch_size} px, width {config.embed_dim}, depth {config.depth}"
     )

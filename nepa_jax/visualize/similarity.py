@@ -4,104 +4,82 @@ The maps of cosine over the image are those of the paper (arXiv 2512.16922), whi
 natural images.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
+from nepa_jax.models.vit import patchify
 from nepa_jax.objectives import nepa
-from nepa_jax.visualize import style
+from nepa_jax.visualize import sheet, style
 
 NUM_QUERIES = 3
+COSINE = ScalarMappable(Normalize(-1, 1), "RdBu_r")
 
 
-def draw(model: nepa.NEPA, images: np.ndarray, path: str | Path) -> Path:
-    """Draws, for each image, the cosine at every patch and what three predictions resemble.
+def draw(
+    model: nepa.NEPA,
+    images: Sequence[np.ndarray],
+    patch: int | None = None,
+    names: Sequence[str] = (),
+) -> Figure:
+    """Draws, for each image, the cosine at every patch and what some predictions resemble.
 
     Args:
-        images: uint8 [n, H, W, 3]; one row each, four to six read well.
-        path: where the PNG goes.
+        images: uint8 [H, W, C], of one shape or several; one row each, four to six read well.
+        patch: whose prediction is compared, in raster order; None: three with most on them.
+        names: of the images.
     """
-    similarity = np.asarray(prediction_similarity(model, jnp.asarray(images)))
-    grid = model.vit.grid(images)
-    columns = 2 + NUM_QUERIES
-    made = style.figure(1.75 * columns + 0.8, 1.75 * len(images) + 0.8)
-    all_axes = made.subplots(len(images), columns, squeeze=False)
-    for row, image, cosines in zip(all_axes, images, similarity, strict=True):
-        drawn = _draw_row(row, image, cosines, grid)
-    _headings(all_axes[0])
-    made.colorbar(drawn, ax=all_axes, shrink=0.6, label="cosine")
-    made.suptitle(_summary(similarity), fontsize=10)
-    return style.save(made, path)
+    maps = [np.asarray(prediction_similarity(model, image[None])[0]) for image in images]
+    size, rows, frames = model.vit.config.patch_size, [], []
+    for row, (image, cosines) in enumerate(zip(images, maps, strict=True)):
+        grid = model.vit.grid(image[None])
+        queries = [patch] if patch is not None else choose_queries(image, size)
+        shown = [np.diagonal(cosines), *cosines[np.array(queries)]]
+        cells = [style.coloured(each.reshape(grid), COSINE, size) for each in shown]
+        rows.append([style.rgb(image), *cells])
+        places = [divmod(int(query), grid[1]) for query in queries]
+        frames += [sheet.Frame(row, 2 + n, place, size) for n, place in enumerate(places)]
+    headings = ["image", "each prediction\nand its patch"]
+    headings += ["prediction of the framed\npatch, and all patches"] * (len(rows[0]) - 2)
+    labels = names or [""] * len(images)
+    drawn = sheet.Sheet(rows, labels, headings, frames=frames, side=1.6)
+    made, axes = sheet.draw(drawn, _summary(maps))
+    made.colorbar(COSINE, ax=axes, shrink=0.6, label="cosine")
+    return made
 
 
 @jax.jit
 def prediction_similarity(model: nepa.NEPA, images: jax.Array) -> jax.Array:
-    """Cosine of the prediction for patch t with the embedding of patch s: float32 [B, t, s]."""
-    features = nepa.encode(model, images)
-    # The class token predicts patch 0, patch t - 1 predicts patch t.
-    predictions = jnp.concatenate([features.cls[:, None], features.patches[:, :-1]], axis=1)
-    embeddings = model.vit.embed(model.vit.patches(images))
-    return jnp.einsum("btd,bsd->bts", nepa.unit(predictions), nepa.unit(embeddings))
+    """Cosine of the prediction for patch t with the embedding of patch s: float32 [B, t, s].
+
+    NaN in the rows of patches that no token predicts.
+    """
+    features, vit = nepa.encode(model, images), model.vit
+    # Token 0 is the class token, and token i predicts token i + shift: patch t is token t + 1.
+    tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
+    embeddings = vit.embed(vit.patches(images))
+    sources = np.arange(embeddings.shape[1]) + 1 - model.shift
+    predictions = nepa.unit(tokens[:, np.maximum(sources, 0)])
+    cosines = jnp.einsum("btd,bsd->bts", predictions, nepa.unit(embeddings))
+    return jnp.where((sources >= model.first)[:, None], cosines, jnp.nan)
 
 
-def choose_queries(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def choose_queries(image: np.ndarray, patch_size: int) -> np.ndarray:
     """The patches of most contrast, in raster order: int [3]. Flat ones would show nothing."""
-    rows, columns = grid
-    tiles = image.astype(float).reshape(rows, image.shape[0] // rows, columns, -1, 3)
-    contrast = tiles.std(axis=(1, 3, 4)).reshape(-1)
+    contrast = np.asarray(patchify(image[None].astype(np.float64), patch_size)[0]).std(axis=1)
     return np.sort(np.argsort(-contrast, kind="stable")[:NUM_QUERIES])
 
 
-def _draw_row(
-    row: np.ndarray, image: np.ndarray, cosines: np.ndarray, grid: tuple[int, int]
-) -> AxesImage:
-    _draw_image(row[0], image)
-    drawn = _draw_map(row[1], np.diagonal(cosines), image, grid)
-    for axes, query in zip(row[2:], choose_queries(image, grid), strict=True):
-        _draw_map(axes, cosines[query], image, grid)
-        _mark(axes, query, image, grid)
-    return drawn
-
-
-def _draw_image(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, interpolation="nearest")
-    style.bare(axes)
-
-
-def _draw_map(
-    axes: Axes, values: np.ndarray, image: np.ndarray, grid: tuple[int, int]
-) -> AxesImage:
-    """A value per patch [N] over the image's own frame."""
-    height, width = image.shape[:2]
-    style.bare(axes)
-    return axes.imshow(
-        values.reshape(grid), cmap="RdBu_r", vmin=-1, vmax=1, extent=(0, width, height, 0)
-    )
-
-
-def _mark(axes: Axes, patch: int, image: np.ndarray, grid: tuple[int, int]) -> None:
-    """A frame around one patch."""
-    height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]
-    corner = (patch % grid[1] * width, patch // grid[1] * height)
-    axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="black", linewidth=1.8))
-
-
-def _headings(row: np.ndarray) -> None:
-    texts = ["image", "prediction ↔ its patch"]
-    texts += ["prediction for □ ↔ all"] * NUM_QUERIES
-    for axes, text in zip(row, texts, strict=True):
-        axes.set_title(text, fontsize=8.5)
-
-
-def _summary(similarity: np.ndarray) -> str:
-    own = np.diagonal(similarity, axis1=1, axis2=2)
-    others = (similarity.sum(axis=2) - own) / (similarity.shape[2] - 1)
+def _summary(maps: Sequence[np.ndarray]) -> str:
+    own = np.mean([np.nanmean(np.diagonal(each)) for each in maps])
+    apart = [np.where(np.eye(len(each), dtype=bool), np.nan, each) for each in maps]
+    others = np.mean([np.nanmean(each) if len(each) > 1 else np.nan for each in apart])
     return (
-        f"NEPA: mean cosine of prediction and patch {own.mean():.2f}, "
-        f"with the image's other patches {others.mean():.2f}"
+        f"NEPA: mean cosine of a prediction, made from the patches before, with its patch {own:.2f}, "
+        f"with the image's other patches {others:.2f}"
     )

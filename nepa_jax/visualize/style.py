@@ -1,11 +1,12 @@
 """How all pictures look, and the few things that they share."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in print.
@@ -27,7 +28,8 @@ TITLES = {
     "untrained_mae": "MAE, untrained",
     "raw_pixels": "raw pixels",
 }
-DPI = 150
+NOTHING = np.uint8(225)  # the gray of a place without a value
+DPI = 200
 
 
 def color(name: str, index: int = 0) -> str:
@@ -65,29 +67,26 @@ def legend(axes: Axes) -> None:
     )  # fmt: skip
 
 
-def bare(axes: Axes) -> None:
-    """Takes away ticks and frame, for images."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+def rgb(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, C] of one or three channels -> uint8 [H, W, 3]."""
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def row_label(axes: Axes, text: str) -> None:
-    """A horizontal label at the left of an image."""
-    axes.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
+def coloured(values: np.ndarray, colors: ScalarMappable, patch_size: int) -> np.ndarray:
+    """A value per patch [rows, columns] -> uint8 [H, W, 3], ``patch_size`` px each; NaN: light gray."""
+    found = colors.to_rgba(np.ma.masked_invalid(values), bytes=True)[..., :3]
+    return enlarged(np.where(np.isnan(values)[..., None], NOTHING, found), patch_size)
 
 
-def strip(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Sets images in [0, 1] [n, H, W, 3] side by side with white gaps: [H, W', 3]."""
-    height, width = images[0].shape[:2]
-    gap = np.ones((height, max(1, width // 16), 3))
-    pieces = [piece for image in images for piece in (image, gap)]
-    return np.concatenate(pieces[:-1], axis=1)
+def enlarged(values: np.ndarray, factor: int) -> np.ndarray:
+    """Every entry of the first two axes as a square of that side."""
+    return values.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def save(made: Figure, path: str | Path) -> Path:
-    """Writes a PNG and returns its path; folders are made."""
+    """Writes a PNG, or a PDF with its text as text, by the suffix; folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    with rc_context({"pdf.fonttype": 42}):
+        made.savefig(path, dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     return path

@@ -1,0 +1,43 @@
+"""Images in rows and columns."""
+
+import numpy as np
+
+from nepa_jax.visualize import sheet
+
+
+def block(height, width, value):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_every_image_stands_whole_in_the_middle_of_its_cell_on_white():
+    images = [[block(8, 4, 10), block(4, 8, 20)], [block(8, 8, 30), None]]
+    made = sheet.Sheet(images, ["a", "b"], captions=[["x", "y\nz"], ["", ""]])
+    canvas, drawn = made.canvas(), np.zeros(0)
+    for row, cells in enumerate(images):
+        for column, image in enumerate(cells):
+            if image is None:
+                continue
+            top, left = made.corner(row, column)
+            there = canvas[top : top + image.shape[0], left : left + image.shape[1]]
+            np.testing.assert_array_equal(there, image)
+            drawn = np.append(drawn, image.size)
+    assert (canvas < 255).sum() == drawn.sum()
+    assert made.corner(0, 0) == (0, 2) and made.corner(0, 1)[0] == 2
+    assert canvas.shape[0] == 2 * 8 + 2 * made.below + made.gap
+
+
+def test_labels_captions_and_frames_stand_in_the_figure():
+    frame = sheet.Frame(1, 0, (1, 2), 4)
+    texts = [["", "below"], ["", ""]]
+    cells = [[block(8, 12, 0)] * 2] * 2
+    made = sheet.Sheet(cells, ["one", "two"], ["left", "right"], texts, [frame])
+    figure, axes = sheet.draw(made, "heading")
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["left", "right"]
+    assert "below" in [text.get_text() for text in axes.texts]
+    (rectangle,) = axes.patches
+    top, left = made.corner(1, 0)
+    assert rectangle.get_xy() == (left + 2 * 4 - 0.5, top + 4 - 0.5)
+    heights = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert heights[0].y0 > heights[1].y1

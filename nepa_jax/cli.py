@@ -18,6 +18,7 @@ from nepa_jax.base.verbs import SEVERAL_HOSTS, Parser, option, parse, verb, whol
 from nepa_jax.base.version import versions
 from nepa_jax.evals.verb import add_verbs as add_eval_verbs
 from nepa_jax.report.verb import add_verbs as add_report_verbs
+from nepa_jax.visualize.verb import add_verbs as add_picture_verbs
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -320,6 +321,7 @@ def plan(args: Namespace) -> None:
     option("--against", choices=("torch",), help="bench step, data: in turns with the same in PyTorch"),
     option("--where", action="store_true", help="bench step: what the parts of the model take"),
 add_report_verbs(VERBS)
+add_picture_verbs(VERBS)
     JSON,
 )  # fmt: skip
 def bench(args: Namespace) -> None:

@@ -21,6 +21,7 @@ from nepa_jax.bench import speed
 from nepa_jax.bench.speed import CPU, WALL, Side, Speed, measure, take_turns
 from nepa_jax.bench.torch_loader import torch_loader
 from nepa_jax.config import loader_config
+from nepa_jax.data.augment import AUGMENTS
 from nepa_jax.data.decode import decode, decode_pixels
 from nepa_jax.data.draws import example_rng
 from nepa_jax.data.loader import Loader, LoaderConfig
@@ -73,7 +74,7 @@ def _some_images(config: LoaderConfig) -> list[bytes]:
 
 
 def _bare(images: Sequence[bytes], config: LoaderConfig) -> Side:
-    make = _mode(config.resize, config)
+    make = _making(replace(config, flip=False))
     made = (make(images[index], index) for index in cycle(range(len(images))))
     batches = (list(islice(made, config.batch_size)) for _ in count())
     return Side(batches, config.batch_size)
@@ -86,6 +87,9 @@ def _mode_rates(images: Sequence[bytes], config: LoaderConfig) -> dict[str, Spee
         "exact": _mode("exact", config),
         "fast": _mode("fast", config),
     }
+    if config.augment != "none":
+        modes["plain"] = _mode(config.resize, config)
+        modes[config.augment] = _making(replace(config, flip=False))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
     for _ in range(speed.ROUNDS):
         for index, image in enumerate(images):
@@ -104,7 +108,9 @@ def _median_by_image(seconds: Sequence[tuple[float, float]], number: int) -> Spe
 
 def _mode_ratios(rates: dict[str, Speed]) -> dict[str, float]:
     per_cpu = {name: rate[CPU] for name, rate in rates.items()}
-    return {f"{mode} / pillow": per_cpu[mode] / per_cpu["pillow"] for mode in ("exact", "fast")}
+    ratios = {f"{mode} / pillow": per_cpu[mode] / per_cpu["pillow"] for mode in ("exact", "fast")}
+    augmented = [name for name in AUGMENTS if name in rates]
+    return ratios | {f"{name} / plain": per_cpu[name] / per_cpu["plain"] for name in augmented}
 
 
 def _pillow(config: LoaderConfig, data: bytes, index: int) -> np.ndarray:
@@ -117,7 +123,10 @@ def _pillow(config: LoaderConfig, data: bytes, index: int) -> np.ndarray:
 
 
 def _mode(mode: str, config: LoaderConfig) -> Callable[[bytes, int], None]:
-    config = replace(config, resize=mode, flip=False, augment="none")
+    return _making(replace(config, resize=mode, flip=False, augment="none"))
+
+
+def _making(config: LoaderConfig) -> Callable[[bytes, int], None]:
     out = np.empty((*config.image_size, config.channels), np.uint8)
 
     def make(data: bytes, index: int) -> None:

@@ -29,8 +29,9 @@ def figures(result: object) -> Iterator[float]:
 
 def test_bench_data_gives_rates_and_ratios(dataset, monkeypatch):
     monkeypatch.setattr(data, "_scaling", lambda config, cores: {})  # seconds of processes
-    result = data.bench_data(small.config("nepa", dataset))
+    result = data.bench_data(small.config("nepa", dataset, data__augment="rand_augment"))
     assert all(math.isfinite(value) for value in figures(result))
     assert {"rates", "ratios", "start_s", "worker_mib", "cores", "load_average"} == result.keys()
     names = [line.split("  ")[0] for line in table_of(result).splitlines()]
     assert {"cores", "fast", "exact / pillow", "loader / bare loop", "workers"} < {*names}
+    assert {"plain", "rand_augment", "rand_augment / plain"} < {*names}

@@ -48,7 +48,7 @@ class Browser:
         page.goto(address)
         page.wait_for_selector("h1")
         yield page
-        assert complaints == []
+        assert not complaints, complaints
         assert {url for url in loaded if not url.startswith("data:")} <= {
             url for url in loaded if url.startswith(address.rpartition("/")[0])
         }

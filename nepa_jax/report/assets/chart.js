@@ -75,7 +75,7 @@ class Chart {
     }
     this.outside = 0;
     if (!this.content.clip || raw.length < 20) return [...(ends(raw) || []), ...(ends(smooth) || [])];
-    const kept = ends([...middle(raw, 0.02), ...(smooth.length ? middle(smooth, 0.005) : [])]);
+    const kept = ends([...middle(raw, 0.02), ...(smooth.length ? middle(smooth, 0.02) : [])]);
     const room = (kept[1] - kept[0]) * 0.1;
     this.outside = raw.filter((y) => y < kept[0] - room || y > kept[1] + room).length;
     return [kept[0] - (this.content.logY ? 0 : room), kept[1] + room];
@@ -239,7 +239,7 @@ class Chart {
     canvas.addEventListener("pointerleave", () => from === null && this.shared.hover(null, this));
     canvas.addEventListener("dblclick", () => this.shared.zoom(null));
     canvas.addEventListener("blur", () => this.shared.hover(null, this));
-    canvas.addEventListener("keydown", (event) => this.key(event));
+    canvas.addEventListener("keydown", (event) => this.press(event));
   }
 
   point(px) {
@@ -247,7 +247,7 @@ class Chart {
     this.shared.hover(Math.min(x.high, Math.max(x.low, x.value(px))), this);
   }
 
-  key(event) {
+  press(event) {
     const stride = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const [line] = this.content.lines;
     if (event.key === "Escape") this.shared.zoom(null);

@@ -74,7 +74,7 @@ function heading() {
   const linked = links.filter(([id]) => !there[id] || shownRuns().some((run) => run[there[id]].length));
   return el("header", {},
     el("div", { class: "top" },
-      el("h1", {}, story.title, one ? stateOf(only) : null),
+      el("h1", {}, story.title, one ? [" ", stateOf(only)] : null),
       el("button", { type: "button", class: "quiet", id: "theme", onclick: nextTheme }, `Theme: ${theme}`)),
     el("p", { class: "muted" },
       one && only.method ? `${only.method.toUpperCase()} · ` : "", one ? `${only.path} · ` : `${story.runs.length} runs · `,

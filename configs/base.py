@@ -71,7 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.log = dict(
         every_steps=50,
-        tensorboard=False,
+        loggers="",  # beside metrics.jsonl: "tensorboard,wandb,mlflow,trackio" (docs/look.md)
+        pictures_every_steps=0,  # of what the objective draws, into WORKDIR/pictures; 0: none
         profile_steps=(0, 0),  # the first step and the one after the last; SIGUSR1: the next five
         watchdog_s=600.0,  # stacks are printed when no step ends for so long; 0: never
     )

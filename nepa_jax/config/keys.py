@@ -65,6 +65,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "log": {
         "every": Bound("(0, 1e12]", "50"),
         "profile_steps": Bound("[0, 2147483647]", "(10, 15), or (0, 0) for none"),
+        "pictures_every": Bound("(0, 1e12]", "1000, or 0 for none", also=(0,)),
         "watchdog_s": Bound("[1, 604800]", "600, or 0 for never", also=(0,)),
     },
     "run": {
@@ -79,6 +80,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "posemb": ("none", "sincos", "learned"),
         "init": ("normal", "xavier"),
     },
+    "optim": {"layer_decay_ramp": ("cosine", "linear")},
     "run": {
         "dtype": ("auto", "float32", "bfloat16"),
         "residual_dtype": ("float32", "bfloat16"),
@@ -86,8 +88,9 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "remat": ("none", "names", "dots", "full"),
     },
 }
+# Tools that show runs, and their packages; extras of these names install them.
+LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 OWN_OBJECTIVES = "nepa_jax.objectives"
-    "optim": {"layer_decay_ramp": ("cosine", "linear")},
 OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised"))
 # What other programs call our keys.
 OTHER_NAMES = {

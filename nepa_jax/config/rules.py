@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from nepa_jax.base.sections import nearest_divisor
+from nepa_jax.config.keys import LOGGERS
 from nepa_jax.config.resolution import length_problems, peak_lr
 from nepa_jax.models.sizes import MODEL_RULES
 
@@ -42,7 +43,6 @@ def _learning_rate(config: ConfigDict) -> list[str]:
     return []
 
 
-def _profile(config: ConfigDict) -> list[str]:
 def _layer_decay(config: ConfigDict) -> list[str]:
     optim = config.optim
     if optim.layer_decay is None:
@@ -61,6 +61,7 @@ def _layer_decay(config: ConfigDict) -> list[str]:
     return []
 
 
+def _profile(config: ConfigDict) -> list[str]:
     steps = config.log.profile_steps
     if len(steps) == 2 and steps[0] <= steps[1]:
         return []
@@ -70,11 +71,24 @@ def _layer_decay(config: ConfigDict) -> list[str]:
     ]
 
 
-def _tensorboard(config: ConfigDict) -> list[str]:
-    if not config.log.tensorboard or exists("tensorboardX"):
+def chosen_loggers(config: ConfigDict) -> list[str]:
+    """The names in ``log.loggers``, each once."""
+    names = (name.strip() for name in config.log.loggers.split(","))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _loggers(config: ConfigDict) -> list[str]:
+    chosen, line = chosen_loggers(config), f"log.loggers = {config.log.loggers}: "
+    unknown = ", ".join(name for name in chosen if name not in LOGGERS)
+    if unknown:
+        return [f"{line}there is no logger {unknown}; try some of {', '.join(LOGGERS)}"]
+    lacking = [name for name in chosen if not exists(LOGGERS[name])]
+    if not lacking:
         return []
+    packages = " and ".join(LOGGERS[name] for name in lacking)
     return [
-        "log.tensorboard = True: tensorboardX is not installed; try pip install 'nepa-jax[tensorboard]'"
+        f"{line}{packages} cannot be found; try pip install 'nepa-jax[{','.join(lacking)}]', or leave "
+        f"{', '.join(lacking)} out"
     ]
 
 
@@ -84,8 +98,9 @@ RULES: dict[Check, tuple[str, ...]] = {
     _data_path: ("data.path",),
     _accumulation: ("data.batch_size", "optim.accum_steps"),
     _learning_rate: ("optim.lr", "optim.base_lr", "schedule.final_lr", "data.batch_size"),
+    _layer_decay: ("optim.layer_decay", "optim.layer_decay_end", "optim.layer_warmup"),
     _profile: ("log.profile_steps",),
-    _tensorboard: ("log.tensorboard",),
+    _loggers: ("log.loggers",),
 }
 
 
@@ -108,4 +123,3 @@ def exists(module: str) -> bool:
         return not f"{module}.".startswith(f"{error.name}.")
     except Exception:  # of the package's own code
         return module in sys.modules or "." in module
-    _layer_decay: ("optim.layer_decay", "optim.layer_decay_end", "optim.layer_warmup"),

@@ -41,6 +41,7 @@ RENAMED = (
     Renamed("data.augment", "data.crop", {"random_crop": "random", "center_crop": "center"}),
     Renamed("data.policy", "data.augment"),
     Renamed("data.decode", "data.resize"),
+    Renamed("log.tensorboard", "log.loggers", {False: "", True: "tensorboard"}),
     Renamed(
         "objective.name",
         "objective.name",
@@ -53,6 +54,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
     "run": dict(residual_dtype="float32"),
     "data": dict(masks=False),
+    "log": dict(loggers="", pictures_every_steps=0),
     "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
     "nepa_jax.objectives.supervised": dict(
@@ -101,7 +103,7 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 def with_later_keys(config: ConfigDict) -> ConfigDict:
     """The config itself, with the keys that came after it was written."""
-    sections = {name: _place(config, name)[0] for name in ("model", "run", "data")}
+    sections = {name: _place(config, name)[0] for name in ("model", "run", "data", "log")}
     objective = _place(config, "objective")[0]
     for keys, section in {**sections, objective.get("name", ""): objective}.items():
         for name, value in _LATER_KEYS.get(keys, {}).items():

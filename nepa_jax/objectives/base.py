@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError, in_short
 from nepa_jax.base.keys import named_key
 from nepa_jax.models.vit import ViT
+from nepa_jax.objectives.pictured import Pictures
 
 Batch = dict[str, jax.Array]
 # Means over the images of a batch. What is no such mean (a spread, say) is a Partial of a function and
@@ -110,6 +111,9 @@ class Objective(Protocol):
 
     def data_problems(self, config: ConfigDict, data: Any) -> list[str]:
         """Why this cannot be learned from an opened data set (``labelled``, ``num_classes``)."""
+
+    def pictures(self, model: Any, images: jax.Array) -> Pictures:
+        """What to look at while it trains, of images uint8 [B, H, W, C]; pure and deterministic."""
 
     alarms: Sequence[Alarm]
     """What a user should hear of while it trains."""

@@ -15,7 +15,7 @@ from nepa_jax.models.decoder import Decoder, decoder_config
 from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
-from nepa_jax.models.vit import ViT, ViTConfig, vit_config
+from nepa_jax.models.vit import ViT, ViTConfig, unpatchify, vit_config
 from nepa_jax.objectives.base import (
     Aux,
     Batch,
@@ -25,6 +25,7 @@ from nepa_jax.objectives.base import (
     encode_vit,
     image_keys,
 )  # fmt: skip
+from nepa_jax.objectives.pictured import NOTHING, Pictures, rgb, to_pixels
 
 
 class MAE(nnx.Module):
@@ -178,6 +179,32 @@ def error_of_one_patch(patch: jax.Array, mean: jax.Array, mean_square: jax.Array
 def encode(model: MAE, images: jax.Array, layer: int | None = -1) -> Features:
     """Features of the whole image: nothing is masked."""
     return encode_vit(model.vit, images, layer, causal=False)
+
+
+def pictures(model: MAE, images: jax.Array) -> Pictures:
+    """Each image, what is left of it under a mask that is always the same, and what is rebuilt.
+
+    Visible patches are the image's own. With normalised targets a removed one gets its true mean and
+    deviation back, which the model never predicted.
+    """
+    patches, grid = model.vit.patches(images), model.vit.grid(images)
+    noise = jax.random.uniform(jax.random.key(0), patches.shape[:2])
+    masking = random_masking(noise, model.mask_ratio)
+    predictions = reconstruct(model, patches, grid, masking)
+    if model.norm_pix_loss:
+        predictions = denormalize(predictions, patches)
+    hidden = jnp.broadcast_to(masking.mask[..., None] > 0, patches.shape)
+    hidden = unpatchify(hidden, grid, model.vit.config.patch_size)
+    rebuilt = to_pixels(model.vit, predictions, grid)
+    rows = [images, *(jnp.where(hidden, fill, images) for fill in (jnp.uint8(NOTHING), rebuilt))]
+    return Pictures(rgb(jnp.stack(rows, axis=1)), ("image", "visible", "rebuilt"))
+
+
+def denormalize(predictions: jax.Array, patches: jax.Array) -> jax.Array:
+    """Turns standardised patches [B, N, P·P·C] back by the statistics of the true ones."""
+    mean = jnp.mean(patches, axis=-1, keepdims=True)
+    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+    return predictions * jnp.sqrt(variance + 1e-6) + mean
 
 
 def describe(config: ConfigDict) -> Description:

@@ -12,6 +12,7 @@ The controls of the paper's Table 1a are values of the config: ``causal``, ``sto
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
@@ -32,6 +33,7 @@ from nepa_jax.objectives.base import (
     encode_vit,
     image_keys,
 )  # fmt: skip
+from nepa_jax.objectives.pictured import Pictures, coloured, framed, of_most_contrast, rgb
 
 
 class NEPA(nnx.Module):
@@ -136,6 +138,37 @@ def spread(mean: jax.Array, mean_square: jax.Array) -> jax.Array:
 def encode(model: NEPA, images: jax.Array, layer: int | None = -1) -> Features:
     """Features of all N patches under the mask they were pretrained with."""
     return encode_vit(model.vit, images, layer, causal=model.causal)
+
+
+def prediction_similarity(model: NEPA, images: jax.Array) -> jax.Array:
+    """Cosine of the prediction for patch t with the embedding of patch s: float32 [B, t, s].
+
+    NaN in the rows of patches that no token predicts.
+    """
+    features, vit = encode(model, images), model.vit
+    # Token 0 is the class token, and token i predicts token i + shift: patch t is token t + 1.
+    tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
+    embeddings = vit.embed(vit.patches(images))
+    sources = np.arange(embeddings.shape[1]) + 1 - model.shift
+    predictions = unit(tokens[:, np.maximum(sources, 0)])
+    cosines = jnp.einsum("btd,bsd->bts", predictions, unit(embeddings))
+    return jnp.where((sources >= model.first)[:, None], cosines, jnp.nan)
+
+
+NUM_QUERIES = 3
+TITLES = ("image", "each prediction\nand its patch", *["of the frame\nand all"] * NUM_QUERIES)
+
+
+def pictures(model: NEPA, images: jax.Array) -> Pictures:
+    """Of each image the cosine of every prediction with its patch, and what a few predictions resemble."""
+    size, grid = model.vit.config.patch_size, model.vit.grid(images)
+    cosines = prediction_similarity(model, images)
+    queries = of_most_contrast(images, size, NUM_QUERIES)
+    maps = [coloured(jnp.diagonal(cosines, axis1=1, axis2=2), grid, size)]
+    for query in queries.T:
+        row = jnp.take_along_axis(cosines, query[:, None, None], axis=1)[:, 0]
+        maps.append(framed(coloured(row, grid, size), query, size))
+    return Pictures(jnp.stack([rgb(images), *maps], axis=1), TITLES[: 1 + len(maps)])
 
 
 def describe(config: ConfigDict) -> Description:

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard on request; and rates computed from time."""
+"""Where metrics go: metrics.jsonl always, to tools from loggers/; and rates computed from time."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
-from nepa_jax.base.errors import UserError, writing
+from nepa_jax.base.errors import writing
 from nepa_jax.base.progress import warn
 from nepa_jax.base.text import to_json
 from nepa_jax.plan.chips import mfu
@@ -24,9 +24,8 @@ class Writer(Protocol):
 
     def write(self, step: int, scalars: Scalars) -> None: ...
 
-    def close(self) -> None: ...
 
-
+METRICS = "metrics.jsonl"  # in a workdir
 SYNC_S = 30.0  # a mounted bucket gets a file when it is synchronised or closed
 
 
@@ -86,27 +85,6 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         {name: value for name, value in row.items() if type(value) in (int, float)}
         for row in _rows(Path(path))
     ]
-
-
-class TensorBoardWriter:
-    """Event files in ``WORKDIR/tensorboard``, by the tensorboardX package."""
-
-    def __init__(self, folder: Path, start_step: int):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "log.tensorboard = True: the package tensorboardX is not installed; "
-                "pip install tensorboardX, or --config.log.tensorboard=false"
-            ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Throughput:

@@ -118,8 +118,6 @@ class Report:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        for writer in self._writers:
-            writer.close()
 
 
 def _duration(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,11 @@ from nepa_jax.run.hooks import (
     skip_guard,
 )
 from nepa_jax.run.lock import WorkdirLock
+from nepa_jax.run.loggers.background import Background
+from nepa_jax.run.loggers.opening import loggers
 from nepa_jax.run.memory import expectation, fitting, memory_is_told, require_room
-from nepa_jax.run.metrics import JsonlWriter, Scalars, TensorBoardWriter, Throughput, Writer
+from nepa_jax.run.metrics import METRICS, JsonlWriter, Scalars, Throughput, Writer
+from nepa_jax.run.pictures import PicturesHook, drawing, fixed_images
 from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
 from nepa_jax.step import (
@@ -141,14 +144,14 @@ class Run:
         config, flops = self.config, self.objective.describe(self.config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
         guard = skip_guard(config.run.max_skipped_steps, self.loader.shown)
-        self.goodput.begin(start, lambda: data.waited_s)
         keep = config.checkpoint
         with (
-            self._reporting(start) as report,
+            loggers(config, self.workdir, start) as copies,
+            self._reporting(start, copies) as report,
             WatchdogHook(config.log.watchdog_s) as watchdog,
             ProfileHook(self.workdir / "profile", config.log.profile_steps, profile) as profiler,
         ):
-            yield [
+            hooks = [
                 MetricsHook(config.log.every_steps, throughput, guard, report),
                 CheckpointHook(
                     keep.every_steps,
@@ -157,22 +160,34 @@ class Run:
                     self.provenance,
                     self.goodput,
                 ),
+                *self._pictures(copies),
                 profiler,
                 watchdog,
             ]
+            self.goodput.begin(start, lambda: data.waited_s)
+            yield hooks
+
+    def _pictures(self, copies: Sequence[Background]) -> list[Hook]:
+        """What draws while it trains, if that is asked for."""
+        every = self.config.log.pictures_every_steps
+        if not every:
+            return []
+        with self.goodput.spent("compile"):
+            images = fixed_images(self.config, self.loader.records)
+            draw = drawing(self.objective, self.target.model, images, self.mesh)
+        return [PicturesHook(every, draw, copies)]
 
     @contextmanager
-    def _reporting(self, start: int) -> Iterator[Reports]:
+    def _reporting(self, start: int, copies: Sequence[Writer]) -> Iterator[Reports]:
         """What takes the metrics: files and the terminal on the first host, nothing on others."""
         if jax.process_index() != 0:
             yield NoReport()
             return
         total, alarms = self.config.schedule.total_steps, getattr(self.objective, "alarms", ())
-        report = Report(self._writers(start), start, total, self._facts, alarms)
-        try:
-            yield report
-        finally:
-            report.close()
+        with closing(JsonlWriter(self.workdir / METRICS, start)) as file:
+            report = Report([file, *copies], start, total, self._facts, alarms)
+            with closing(report):
+                yield report
 
     def _facts(self, step: int) -> Scalars:
         """What is logged beside the step's own metrics."""
@@ -201,12 +216,6 @@ class Run:
         if jax.process_index() == 0:
             with writing(self.workdir):
                 (self.workdir / "DONE").write_text(f"{step}\n")
-
-    def _writers(self, start: int) -> list[Writer]:
-        writers: list[Writer] = [JsonlWriter(self.workdir / "metrics.jsonl", start)]
-        if self.config.log.tensorboard:
-            writers.append(TensorBoardWriter(self.workdir / "tensorboard", start))
-        return writers
 
 
 def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:

@@ -13,11 +13,12 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from nepa_jax.base.errors import UserError, require_folder
 from nepa_jax.base.private import private_folder
 from nepa_jax.base.progress import warn
+from nepa_jax.config.keys import LOGGERS
 from nepa_jax.run.goodput import Goodput
 
 # What a run writes, beside folders of its own.
 FILES = ("config.json", "metrics.jsonl", "goodput.json", "run.lock", "DONE")
-FOLDERS = ("checkpoints", "profile", "tensorboard")
+FOLDERS = ("checkpoints", "profile", "pictures", "loggers", *LOGGERS)
 
 
 def writable_folder(workdir: str) -> Path:

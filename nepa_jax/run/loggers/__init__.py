@@ -1,0 +1,1 @@
+"""Tools that show runs, each a copy of ``metrics.jsonl``."""

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nepa_jax.models.masking import num_kept, random_masking
-from nepa_jax.models.vit import ViT, unpatchify
+from nepa_jax.models.vit import unpatchify
 from nepa_jax.objectives import mae
+from nepa_jax.objectives.pictured import to_pixels
 from nepa_jax.visualize import sheet, style
 
 RATIOS = (0.75, 0.85, 0.95)
@@ -81,24 +82,10 @@ def _predict(
     masking = random_masking(noise, mask_ratio)
     predictions = mae.reconstruct(model, patches, grid, masking)
     if model.norm_pix_loss:
-        predictions = denormalize(predictions, patches)
+        predictions = mae.denormalize(predictions, patches)
     removed = jnp.broadcast_to(masking.mask[:, :, None] > 0, patches.shape)
     size = model.vit.config.patch_size
     return unpatchify(removed, grid, size), to_pixels(model.vit, predictions, grid)
-
-
-def denormalize(predictions: jax.Array, patches: jax.Array) -> jax.Array:
-    """Turns standardised patches [B, N, P·P·C] back by the statistics of the true ones."""
-    mean = jnp.mean(patches, axis=-1, keepdims=True)
-    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
-    return predictions * jnp.sqrt(variance + 1e-6) + mean
-
-
-def to_pixels(vit: ViT, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """The inverse of :meth:`ViT.patches`: [B, N, P·P·C] -> uint8 [B, H, W, C], clipped."""
-    images = unpatchify(patches, grid, vit.config.patch_size)
-    mean, std = jnp.array(vit.config.pixel_mean), jnp.array(vit.config.pixel_std)
-    return jnp.clip(jnp.round(255.0 * (images * std + mean)), 0, 255).astype(jnp.uint8)
 
 
 def _counts(model: mae.MAE, images: Sequence[np.ndarray], found: Sequence[Rebuilt]) -> str:

@@ -7,7 +7,6 @@ natural images.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -18,6 +17,7 @@ from nepa_jax.objectives import nepa
 from nepa_jax.visualize import sheet, style
 
 NUM_QUERIES = 3
+prediction_similarity = jax.jit(nepa.prediction_similarity)
 COSINE = ScalarMappable(Normalize(-1, 1), "RdBu_r")
 
 
@@ -51,22 +51,6 @@ def draw(
     made, axes = sheet.draw(drawn, _summary(maps))
     made.colorbar(COSINE, ax=axes, shrink=0.6, label="cosine")
     return made
-
-
-@jax.jit
-def prediction_similarity(model: nepa.NEPA, images: jax.Array) -> jax.Array:
-    """Cosine of the prediction for patch t with the embedding of patch s: float32 [B, t, s].
-
-    NaN in the rows of patches that no token predicts.
-    """
-    features, vit = nepa.encode(model, images), model.vit
-    # Token 0 is the class token, and token i predicts token i + shift: patch t is token t + 1.
-    tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
-    embeddings = vit.embed(vit.patches(images))
-    sources = np.arange(embeddings.shape[1]) + 1 - model.shift
-    predictions = nepa.unit(tokens[:, np.maximum(sources, 0)])
-    cosines = jnp.einsum("btd,bsd->bts", predictions, nepa.unit(embeddings))
-    return jnp.where((sources >= model.first)[:, None], cosines, jnp.nan)
 
 
 def choose_queries(image: np.ndarray, patch_size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from flax import nnx
 from pictures import assert_picture
 
 from nepa_jax.objectives import mae
+from nepa_jax.objectives.pictured import to_pixels
 from nepa_jax.visualize import reconstruct, style
 
 KEY = jax.random.key(7)
@@ -86,9 +87,9 @@ def test_normalised_targets_turn_back_into_the_very_pixels(model):
     pixels = jnp.asarray(image(16, 24))[None]
     patches = model.vit.patches(pixels)
     targets = mae.pixel_targets(patches, norm_pix_loss=True)
-    back = reconstruct.denormalize(targets, patches)
+    back = mae.denormalize(targets, patches)
     np.testing.assert_allclose(back, patches, atol=1e-5)
-    found = reconstruct.to_pixels(model.vit, back, model.vit.grid(pixels))
+    found = to_pixels(model.vit, back, model.vit.grid(pixels))
     np.testing.assert_array_equal(found, pixels)
 
 

@@ -179,10 +179,22 @@ def _components(gallery: Gallery) -> Iterator[tuple[str, Figure]]:
 
 
 def _neighbors(gallery: Gallery) -> Iterator[tuple[str, Figure]]:
-    loaded, records, among = gallery.loaded, gallery.records, gallery.choice.among
-    layer = telling_layer(gallery)
+    found, cosines, count = found_neighbors(gallery)
+    heading = (
+        f"Nearest of {count:,} images of {gallery.records.split}, by the cosine of mean patch features "
+        f"at layer {telling_layer(gallery)} of {gallery.depth}"
+    )
+    yield "neighbors", neighbors.draw(gallery.images, found, cosines, heading)
+
+
+def found_neighbors(gallery: Gallery) -> tuple[list[list[Shown]], np.ndarray, int]:
+    """For each image those of the set that are most alike, with their cosines; and of how many.
+
+    An image of the set is none of its own neighbours. The set's images are cut as in evaluation.
+    """
+    loaded, records, layer = gallery.loaded, gallery.records, telling_layer(gallery)
     data = replace(gallery.how.data, path=records.path, split=records.split, batch_size=BATCH)
-    bank = freeze(loaded, data, ("mean",), [layer], among)
+    bank = freeze(loaded, data, ("mean",), [layer], gallery.choice.among)
     queries = [
         np.asarray(encode(loaded.objective, loaded.model, image[None], layer, POOLS["mean"]))[0]
         for image in gallery.pixels
@@ -195,11 +207,7 @@ def _neighbors(gallery: Gallery) -> Iterator[tuple[str, Figure]]:
     shown = [
         [of_record(records, int(bank.index[row]), plain) for row in rows] for rows in found.rows
     ]
-    heading = (
-        f"Nearest of {len(bank):,} images of {records.split}, by the cosine of mean patch features at "
-        f"layer {layer} of {gallery.depth}"
-    )
-    yield "neighbors", neighbors.draw(gallery.images, shown, found.cosines, heading)
+    return shown, found.cosines, len(bank)
 
 
 def telling_layer(gallery: Gallery) -> int:

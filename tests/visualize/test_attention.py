@@ -1,5 +1,7 @@
 """Where a patch looks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,22 +39,25 @@ def test_the_weights_give_the_models_own_output(kind, image):
     tokens = 1 + 4 * 6
     weights = attention.attention_weights(vit, image[None], jnp.arange(tokens), causal)
     assert weights.shape == (2, 1, 2, tokens, tokens)
-    states = vit.hidden_states(jnp.asarray(image[None]), causal=causal)
-    rope = vit.rope((4, 6))
     tolerance = 2e-2 if "bfloat16" in kind else 2e-6
-    for layer in range(2):
+    for mine, own in zip(*outputs(vit, image[None], weights, causal), strict=True):
+        scale = np.abs(own).max()
+        np.testing.assert_allclose(mine / scale, own / scale, atol=tolerance)
+
+
+@partial(jax.jit, static_argnames="causal")
+def outputs(vit, images, weights, causal):
+    """Of each layer's attention from given weights [depth, B, H, T, T], and from the model itself."""
+    states, rope = vit.hidden_states(images, causal=causal), vit.rope(vit.grid(images))
+    mine, own = [], []
+    for layer in range(vit.config.depth):
         block = jax.tree.map(lambda leaf: leaf[layer], vit.blocks)  # noqa: B023
         normed = block.norm1(states[layer].astype(vit.config.residual_dtype))
         values = block.attn.qkv.parts(normed)[2].astype(jnp.float32)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights[layer], values)
-        mine = block.attn.out(mixed.astype(vit.config.dtype))
-        own = block.attn(normed, rope, causal, 1, None)
-        scale = np.abs(np.asarray(own, np.float32)).max()
-        np.testing.assert_allclose(
-            np.asarray(mine, np.float32) / scale,
-            np.asarray(own, np.float32) / scale,
-            atol=tolerance,
-        )
+        mine.append(block.attn.out(mixed.astype(vit.config.dtype)).astype(jnp.float32))
+        own.append(block.attn(normed, rope, causal, 1, None).astype(jnp.float32))
+    return mine, own
 
 
 @pytest.mark.parametrize("kind", ["nepa", "mae"])

@@ -1,8 +1,10 @@
 """A run's metrics.jsonl, read: its objects as they stand, or columns of numbers for long runs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from nepa_jax.base.progress import warn
 Row = dict[str, Any]  # one line; ``step`` is a whole number
 
 MOST_METRICS = 300  # columns; a log with more is not a run's
-BLOCK = 1 << 22  # bytes of lines that are held as objects at a time
+BLOCK = 1 << 20  # bytes of lines that are held as objects at a time
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -109,36 +111,50 @@ def _pieces(rows: Sequence[Row], first: int) -> Iterator[tuple[str, _Piece]]:
         alike.setdefault(tuple(row), []).append(number)
     for keys, numbers in alike.items():
         places = np.array(numbers) + first
-        columns = zip(*(rows[number].values() for number in numbers), strict=True)
-        for key, column in zip(keys, columns, strict=True):
+        lines = [tuple(rows[number].values()) for number in numbers]
+        for key, column in zip(keys, _columns(lines), strict=True):
             yield key, _piece(places, column)
 
 
 NUMBERS = {int, float, type(None)}
 
 
-def _piece(places: np.ndarray, column: Sequence[Any]) -> _Piece:
+def _columns(lines: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
+    """Of each metric its values: an array at once where all are numbers, as they always are."""
+    if set(map(type, chain.from_iterable(lines))) <= NUMBERS:
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return np.array(lines, np.float64).T
+    return zip(*lines, strict=True)
+
+
+def _piece(places: np.ndarray, column: Any) -> _Piece:
     """Without what is no number: text, lists, true and false."""
-    if not set(map(type, column)) <= NUMBERS:
-        numbers = [at for at, value in enumerate(column) if type(value) in NUMBERS]
-        places, column = places[numbers], [column[at] for at in numbers]
+    if isinstance(column, np.ndarray):
+        return _Piece(places, column)
+    there = [at for at, value in enumerate(column) if type(value) in NUMBERS]
+    return _Piece(places[there], np.array([_float(column[at]) for at in there], np.float64))
+
+
+def _float(value: float | None) -> float:
     try:
-        return _Piece(places, np.array(column, np.float64))
-    except OverflowError:  # a whole number of hundreds of digits
-        return _Piece(places, np.array([v if type(v) is float else None for v in column], float))
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _settled(steps: np.ndarray, pieces: Mapping[str, Sequence[_Piece]]) -> Log:
     """One row for each step that counts, of all rows of a file."""
     kept, went_back = _kept(steps)
-    unique = np.unique(steps[kept])
+    ascending = steps[kept]
+    unique = ascending[np.diff(ascending, prepend=-1) > 0]
+    place = np.searchsorted(unique, steps)  # of rows that are kept
     columns, lost = {}, {}
     for key in list(pieces)[:MOST_METRICS]:
         column, seen = np.full(len(unique), np.nan), np.zeros(len(unique), bool)
         rows, values = (np.concatenate(part) for part in zip(*pieces[key], strict=True))
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows, kind="stable")  # a step's lines may stand in several pieces
         order = order[kept[rows[order]]]
-        places = np.searchsorted(unique, steps[rows[order]])
+        places = place[rows[order]]
         column[places], seen[places] = values[order], True  # of a step's lines the last stays
         bad = seen & ~np.isfinite(column)
         column[bad] = np.nan

@@ -1,20 +1,19 @@
 """Where metrics go: metrics.jsonl always, to tools from loggers/; and rates computed from time."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from nepa_jax.base.errors import writing
-from nepa_jax.base.progress import warn
 from nepa_jax.base.text import to_json
 from nepa_jax.plan.chips import mfu
+from nepa_jax.run.log import read_rows
 
 Scalars = Mapping[str, float]
 
@@ -37,7 +36,7 @@ class JsonlWriter:
 
     def __init__(self, path: Path, start_step: int):
         self._path = path
-        kept = [row for row in _rows(path) if row["step"] <= start_step]
+        kept = [row for row in read_rows(path) if row["step"] <= start_step]
         replacement = path.with_suffix(".tmp")
         with writing(path):
             replacement.write_text("".join(to_json(row) + "\n" for row in kept))
@@ -61,29 +60,11 @@ class JsonlWriter:
             self._file.close()
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file, in order. Lines that are none are told, but for a half-written last."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = [_row(line) for line in lines]
-    damaged = rows[:-1].count(None)
-    if damaged:
-        warn(f"{path}: {damaged:,} of {len(rows):,} lines are damaged; they are left out")
-    return [row for row in rows if row is not None]
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
-
-
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The numbers of every logged step; none if there is no such file. What was NaN is not there."""
     return [
         {name: value for name, value in row.items() if type(value) in (int, float)}
-        for row in _rows(Path(path))
+        for row in read_rows(Path(path))
     ]
 
 

@@ -25,7 +25,8 @@ class Rebuilt(NamedTuple):
     masked: np.ndarray  # what the encoder sees; gray where a patch is removed
     pasted: np.ndarray  # visible patches are the image's own pixels
     predicted: np.ndarray  # the decoder's output everywhere; on visible patches it was not trained
-    kept: int  # patches
+    kept: int  # patches, of so many
+    patches: int
 
 
 def draw(
@@ -48,7 +49,7 @@ def draw(
         columns = [map(style.rgb, (each.masked, each.pasted, each.predicted)) for each in found]
         rows += map(list, zip(*columns, strict=True))
         labels += [
-            f"{100 * ratio:.4g} % removed\n{_counts(model, images, found)}",
+            f"{100 * ratio:.4g} % removed{_counts(found)}",
             "rebuilt, visible\npatches pasted",
             "rebuilt,\nas predicted",
         ]
@@ -70,7 +71,7 @@ def rebuild(model: mae.MAE, image: np.ndarray, mask_ratio: float, key: jax.Array
     noise = jax.random.uniform(key, (1, num_patches))
     removed, predicted = map(np.asarray, _predict(model, image[None], noise, mask_ratio))
     masked, pasted = (np.where(removed[0], fill, image) for fill in (REMOVED, predicted[0]))
-    return Rebuilt(masked, pasted, predicted[0], num_kept(num_patches, mask_ratio))
+    return Rebuilt(masked, pasted, predicted[0], num_kept(num_patches, mask_ratio), num_patches)
 
 
 @partial(jax.jit, static_argnames="mask_ratio")
@@ -88,10 +89,10 @@ def _predict(
     return unpatchify(removed, grid, size), to_pixels(model.vit, predictions, grid)
 
 
-def _counts(model: mae.MAE, images: Sequence[np.ndarray], found: Sequence[Rebuilt]) -> str:
-    """How many patches the encoder sees; of images of several sizes, of the first."""
-    rows, columns = model.vit.grid(images[0][None])
-    return f"{found[0].kept} of {rows * columns} kept"
+def _counts(found: Sequence[Rebuilt]) -> str:
+    """How many patches the encoder sees, if it is as many of every image."""
+    counts = {(each.kept, each.patches) for each in found}
+    return "" if len(counts) > 1 else "\n{} of {} kept".format(*counts.pop())
 
 
 def _settings(model: mae.MAE) -> str:

@@ -3,6 +3,8 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -29,54 +31,71 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """What stands in which cell; all cells are as large as the largest image."""
+    """What stands where: a row is as high as its highest image, a column as wide as its widest."""
 
     rows: Sequence[Sequence[np.ndarray | None]]  # uint8 [h, w, 3]; None: nothing
     row_labels: Sequence[str]
     column_labels: Sequence[str] = ()
     captions: Sequence[Sequence[str]] = ()  # one below each image, of one line or more
     frames: Sequence[Frame] = ()
-    side: float = 1.1  # of a cell's longer side, inches
+    side: float = 1.1  # of the longest side of an image, inches
 
-    @property
-    def cell(self) -> tuple[int, int]:
-        """Height and width of a cell, px."""
-        images = [image for row in self.rows for image in row if image is not None]
-        return max(each.shape[0] for each in images), max(each.shape[1] for each in images)
+    @cached_property
+    def heights(self) -> list[int]:
+        """Of the rows, px."""
+        return [max(_size(image)[0] for image in row) for row in self.rows]
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Of the columns, px."""
+        return [max(_size(image)[1] for image in column) for column in zip_longest(*self.rows)]
 
     @property
     def pixels_per_inch(self) -> float:
-        return max(self.cell) / self.side
-
-    @property
-    def below(self) -> int:
-        """Room for the captions, px."""
-        lines = [text.count("\n") + 1 for row in self.captions for text in row if text]
-        return round(LINE * self.pixels_per_inch * max(lines, default=0))
+        return max(*self.heights, *self.widths) / self.side
 
     @property
     def gap(self) -> int:
         """Between images, px."""
-        return max(1, round(GAP * max(self.cell)))
+        return max(1, round(GAP * max(*self.heights, *self.widths)))
+
+    @cached_property
+    def tops(self) -> list[int]:
+        """Of the rows, px; at the end where the next one would begin."""
+        lines = max(
+            (text.count("\n") + 1 for row in self.captions for text in row if text), default=0
+        )
+        apart = self.gap + round(LINE * self.pixels_per_inch * lines)
+        return [0, *accumulate(height + apart for height in self.heights)]
+
+    @cached_property
+    def lefts(self) -> list[int]:
+        """Of the columns, px; at the end where the next one would begin."""
+        return [0, *accumulate(width + self.gap for width in self.widths)]
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Top and left of an image on the canvas, px; it stands in the middle of its cell."""
-        (height, width), image = self.cell, self.rows[row][column]
-        found = image.shape if image is not None else (height, width)
-        top = row * (height + self.gap + self.below) + (height - found[0]) // 2
-        return top, column * (width + self.gap) + (width - found[1]) // 2
+        """Top and left of an image, px, in the middle of its cell."""
+        height, width = _size(self.rows[row][column])
+        return (
+            self.tops[row] + (self.heights[row] - height) // 2,
+            self.lefts[column] + (self.widths[column] - width) // 2,
+        )
 
     def canvas(self) -> np.ndarray:
         """All images on white: uint8 [H, W, 3]."""
-        (height, width), columns = self.cell, max(map(len, self.rows))
-        tall = len(self.rows) * (height + self.gap + self.below) - self.gap
-        made = np.full((tall, columns * (width + self.gap) - self.gap, 3), 255, np.uint8)
+        size = self.tops[-1] - self.gap, self.lefts[-1] - self.gap
+        made = np.full((*size, 3), 255, np.uint8)
         for row, images in enumerate(self.rows):
             for column, image in enumerate(images):
                 if image is not None:
                     top, left = self.corner(row, column)
                     made[top : top + image.shape[0], left : left + image.shape[1]] = image
         return made
+
+
+def _size(image: np.ndarray | None) -> tuple[int, int]:
+    """Height and width, px."""
+    return (0, 0) if image is None else image.shape[:2]
 
 
 def draw(sheet: Sheet, heading: str) -> tuple[Figure, Axes]:
@@ -96,16 +115,18 @@ def draw(sheet: Sheet, heading: str) -> tuple[Figure, Axes]:
 
 def _label(axes: Axes, sheet: Sheet) -> None:
     """Rows at the left, columns at the top, captions below their images."""
-    height, width = sheet.cell
-    rows = [index * (height + sheet.gap + sheet.below) for index in range(len(sheet.rows))]
-    columns = [index * (width + sheet.gap) for index in range(len(sheet.column_labels))]
-    axes.set_yticks([top + height / 2 for top in rows], sheet.row_labels, fontsize=8)
-    axes.set_xticks([left + width / 2 for left in columns], sheet.column_labels, fontsize=7.5)
+    rows = [top + height / 2 for top, height in zip(sheet.tops, sheet.heights, strict=False)]
+    columns = [left + width / 2 for left, width in zip(sheet.lefts, sheet.widths, strict=False)]
+    count = len(sheet.column_labels)
+    axes.set_yticks(rows, sheet.row_labels, fontsize=8)
+    axes.set_xticks(columns[:count], sheet.column_labels, fontsize=7.5)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    for top, texts in zip(rows, sheet.captions, strict=False):
-        for index, text in enumerate(texts):
-            x = index * (width + sheet.gap) + width / 2
-            axes.text(x, top + height, text, fontsize=6.5, ha="center", va="top", linespacing=1.1)
+    for row, texts in enumerate(sheet.captions):
+        for column, text in enumerate(texts):
+            bottom = sheet.corner(row, column)[0] + _size(sheet.rows[row][column])[0]
+            axes.text(
+                columns[column], bottom, text, fontsize=6.5, ha="center", va="top", linespacing=1.1
+            )
 
 
 def _rectangle(sheet: Sheet, frame: Frame) -> Rectangle:

@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from nepa_jax.models.vit import patchify
 from nepa_jax.objectives import nepa
+from nepa_jax.objectives.pictured import of_most_contrast
 from nepa_jax.visualize import sheet, style
 
 NUM_QUERIES = 3
@@ -55,8 +55,7 @@ def draw(
 
 def choose_queries(image: np.ndarray, patch_size: int) -> np.ndarray:
     """The patches of most contrast, in raster order: int [3]. Flat ones would show nothing."""
-    contrast = np.asarray(patchify(image[None].astype(np.float64), patch_size)[0]).std(axis=1)
-    return np.sort(np.argsort(-contrast, kind="stable")[:NUM_QUERIES])
+    return np.asarray(of_most_contrast(image[None], patch_size, NUM_QUERIES))[0]
 
 
 def _summary(maps: Sequence[np.ndarray]) -> str:

@@ -10,20 +10,22 @@ def block(height, width, value):
 
 
 def test_every_image_stands_whole_in_the_middle_of_its_cell_on_white():
-    images = [[block(8, 4, 10), block(4, 8, 20)], [block(8, 8, 30), None]]
-    made = sheet.Sheet(images, ["a", "b"], captions=[["x", "y\nz"], ["", ""]])
-    canvas, drawn = made.canvas(), np.zeros(0)
+    images = [[block(8, 4, 10), block(4, 20, 20)], [block(6, 12, 30), None, block(2, 2, 40)]]
+    made = sheet.Sheet(images, ["a", "b"], captions=[["x", "y\nz"], [""]])
+    canvas, count = made.canvas(), 0
     for row, cells in enumerate(images):
         for column, image in enumerate(cells):
-            if image is None:
-                continue
-            top, left = made.corner(row, column)
-            there = canvas[top : top + image.shape[0], left : left + image.shape[1]]
-            np.testing.assert_array_equal(there, image)
-            drawn = np.append(drawn, image.size)
-    assert (canvas < 255).sum() == drawn.sum()
-    assert made.corner(0, 0) == (0, 2) and made.corner(0, 1)[0] == 2
-    assert canvas.shape[0] == 2 * 8 + 2 * made.below + made.gap
+            if image is not None:
+                top, left = made.corner(row, column)
+                there = canvas[top : top + image.shape[0], left : left + image.shape[1]]
+                np.testing.assert_array_equal(there, image)
+                count += image.size
+    assert (canvas < 255).sum() == count
+    assert (made.heights, made.widths) == ([8, 6], [12, 20, 2])
+    assert made.corner(0, 0) == (0, 4) and made.corner(0, 1) == (2, 12 + made.gap)
+    room = round(2 * sheet.LINE * made.pixels_per_inch)  # for two lines
+    assert made.corner(1, 0) == (8 + made.gap + room, 0)
+    assert canvas.shape == (8 + 6 + made.gap + 2 * room, 34 + 2 * made.gap, 3)
 
 
 def test_labels_captions_and_frames_stand_in_the_figure():

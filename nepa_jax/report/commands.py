@@ -25,11 +25,15 @@ def commands_of(
     ]  # fmt: skip
     if (workdir / "DONE").exists() or not config:
         found = found[1:] if config else []
+    data = config.get("data.path")
+    if data and not reports:
+        found.append(("Evaluate", f"nepa-jax eval all {place} --data={_quoted(data)}"))
     for report in reports:
-        found.append((
-            f"Evaluate: {report['probe']}",
-            f"nepa-jax eval {_quoted(report['probe'])} {_quoted(report['weights'])} --data={_quoted(report['data'])}",
-        ))  # fmt: skip
+        probe, weights = _quoted(report["probe"]), _quoted(report["weights"])
+        command = f"nepa-jax eval {probe} {weights} --data={_quoted(report['data'])}"
+        found.append((f"Evaluate: {report['probe']}", command))
+    if data:
+        found.append(("Pictures", f"nepa-jax visualize {place} --data={_quoted(data)}"))
     found.append(("This page", f"nepa-jax report {place} --out=report.html"))
     found.append(("This page while it trains", f"nepa-jax report {place} --serve"))
     return [{"what": printable(what), "command": printable(command)} for what, command in found]

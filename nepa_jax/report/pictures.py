@@ -26,38 +26,40 @@ class Picture:
 
 
 def read_pictures(workdir: Path, room: int, notes: list[str]) -> list[Picture]:
-    """The PNGs below a workdir, 10 after 9; those that no room is left for are named in ``notes``.
+    """The PNGs below a workdir, 10 after 9; of too many every second, fourth … of them, the last among them.
 
     Args:
         workdir: of the run. Links that lead out of it are not followed.
         room: bytes.
         notes: gets a line.
     """
-    found, left_out = [], []
-    for path in sorted(_files(workdir), key=lambda path: _natural(str(path.relative_to(workdir)))):
-        try:
-            data = path.read_bytes() if path.stat().st_size <= room else b""
-        except OSError:
-            continue
-        if not data:
-            left_out.append(path.name)
-        elif data.startswith(PNG):
-            room -= len(data)
-            found.append(Picture(str(path.relative_to(workdir)), data))
-    if left_out:
-        first, last = left_out[0], left_out[-1]
+    paths = sorted(_files(workdir), key=lambda path: _natural(str(path.relative_to(workdir))))
+    sizes = {path: path.stat().st_size for path in paths}
+    kept = paths
+    while sum(sizes[path] for path in kept) > room:
+        kept = kept[::-1][::2][::-1] if len(kept) > 1 else []
+    if len(kept) < len(paths):
         notes.append(
-            f"{workdir}: {len(left_out)} pictures ({first} … {last}) are left out: a page holds "
-            f"{MOST_BYTES >> 20} MB of them"
+            f"{workdir}: {len(paths) - len(kept):,} of {len(paths):,} pictures are left out: a page "
+            f"holds {MOST_BYTES >> 20} MB of them"
         )
-    return found
+    return [Picture(str(path.relative_to(workdir)), _bytes(path)) for path in kept]
+
+
+def _bytes(path: Path, count: int = -1) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:  # it has gone since
+        return b""
 
 
 def _files(workdir: Path) -> list[Path]:
     inside = workdir.resolve()
     paths = [place / name for place, names in walk(workdir, ELSEWHERE) for name in names]
-    pngs = [path for path in paths if path.suffix.lower() == ".png" and path.is_file()]
-    return [path for path in pngs if path.resolve().is_relative_to(inside)]
+    named = [path for path in paths if path.suffix.lower() == ".png" and path.is_file()]
+    within = [path for path in named if path.resolve().is_relative_to(inside)]
+    return [path for path in within if _bytes(path, len(PNG)) == PNG]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -46,7 +46,7 @@ def story_of(name: str, workdir: Path, buckets: int, now: float) -> Story:
         "name": name,
         "path": place,
         "method": str(config.get("objective.name", "")).rpartition(".")[2],
-        "step": int(log.steps[-1]) if len(log.steps) else 0,
+        "step": max([0, *log.steps[-1:].tolist(), *(start.last_step for start in starts[-1:])]),
         "total": _number(config.get("schedule.total_steps")),
         "batch_size": _number(config.get("data.batch_size")),
         "state": _state(workdir, log, last, now),

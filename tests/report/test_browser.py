@@ -221,8 +221,9 @@ def test_differences_alarms_and_pictures(browser, both):
         alarms = page.locator(".alarms li").all_inner_texts()
         assert len(alarms) == 2 and "train/loss was not finite" in alarms[0]
         assert "20 logged steps" in alarms[1] and "waits for data" in alarms[1]
-        names = page.locator(".pictures figcaption").all_inner_texts()
-        assert names == ["step-9.png", "step-10.png"]
+        assert page.locator(".pictures figcaption").all_inner_texts() == ["step-10.png"]  # the last
+        page.locator(".pictures input").fill("0")
+        assert page.locator(".pictures figcaption").all_inner_texts() == ["step-9.png"]
         loaded = (
             "[...document.images].every((image) => image.complete && image.naturalWidth === 48)"
         )

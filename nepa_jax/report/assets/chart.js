@@ -23,7 +23,7 @@ class Chart {
   /**
    * @param content {lines: [{name, color, dash, x, y, smooth: {x, y} or null, dots, lost: x[]}],
    *   marks: [{x, color, text}], levels: [{y, text}], rings: [{x, y, color}],
-   *   logX, logY, clip: leave outliers out, inset: room at both ends of x, xName, yText(y)}.
+   *   span: [low, high] of x, logX, logY, clip: leave outliers out, inset: room at both ends of x, xName, yText(y)}.
    */
   show(content) {
     this.content = content;
@@ -40,7 +40,7 @@ class Chart {
     const { logX, logY, levels = [], rings = [] } = this.content;
     const [width, height] = this.size;
     const usable = (x, y) => (!logX || x > 0) && (!logY || y > 0);
-    const xs = this.shared.view || this.span(logX) || [logX ? 1 : 0, 1];
+    const xs = this.shared.view || this.span(logX) || [1, 2];
     const ys = this.heights(xs, usable);
     for (const { y } of [...levels, ...rings]) if (usable(1, y) && y !== null) ys.push(y);
     const all = ends(ys) || (logY ? [1, 10] : [0, 1]);
@@ -52,8 +52,9 @@ class Chart {
     };
   }
 
-  /** From the first to the last point of all lines. */
+  /** From the first to the last point of all lines, or what all charts show. */
   span(logX) {
+    if (this.content.span && !logX) return this.content.span;
     const all = this.content.lines.flatMap((line) => [line.x, line.lost || []]);
     return ends(all.flatMap((x) => {
       const drawn = logX ? x.filter((value) => value > 0) : x;
@@ -134,8 +135,8 @@ class Chart {
     pen.strokeStyle = pen.fillStyle = line.color;
     pen.lineJoin = "round";
     pen.setLineDash(line.dash || []);
-    pen.globalAlpha = line.smooth ? (this.content.lines.length > 1 ? 0.2 : 0.3) : 1;
-    pen.lineWidth = line.smooth ? 1 : 1.6;
+    pen.globalAlpha = line.faint ? 0.6 : line.smooth ? (this.content.lines.length > 1 ? 0.2 : 0.3) : 1;
+    pen.lineWidth = line.faint || line.smooth ? 1 : 1.6;
     this.trace(pen, line);
     pen.globalAlpha = 1;
     if (line.smooth) {

@@ -11,6 +11,7 @@ const TITLES = {
   "train/skipped_in_a_row": "Steps thrown away in a row",
   "train/cos_copy": "Cosine of copying",
   "train/target_std": "Spread of targets",
+  "train/pred_std": "Spread of predictions",
   "train/loss_mean_patch": "Loss of the mean patch",
   "train/loss_visible": "Loss on visible patches",
   "perf/images_per_s": "Images per second",
@@ -31,6 +32,9 @@ const GROUPS = [
   ["Time by use", (key) => key.startsWith("goodput/"), ["goodput/steps"]],
   ["Other", () => true, []],
 ];
+// What a trivial answer would get, beside the loss: the metric, its sign there, and in words.
+const TRIVIAL = [["train/loss_mean_patch", 1, "the mean patch"], ["train/cos_copy", -1, "copying the patch before"]];
+const MOST_TRIVIAL = 3; // runs with them
 const FOLDED = ["Time by use", "Other"]; // closed until asked for
 const AXES = {
   step: { name: "step", of: () => (step) => step },
@@ -139,9 +143,10 @@ function refresh(chart) {
   const runs = shownRuns().filter((run) => run.curves[chart.key]);
   const width = smoothingWidth();
   const lines = runs.map((run) => lineOf(run, run.curves[chart.key], width)).filter(Boolean);
+  if (chart.key === "train/loss" && runs.length <= MOST_TRIVIAL) lines.push(...runs.flatMap((run) => trivial(run, width)));
   const marks = runs.flatMap((run) => marksOf(run));
   chart.show({
-    lines, marks, logX: choice.logX, logY: logarithmic(chart.key), clip: choice.clip,
+    lines, marks, span: wholeSpan(), logX: choice.logX, logY: logarithmic(chart.key), clip: choice.clip,
   });
 }
 
@@ -159,6 +164,24 @@ function lineOf(run, curve, width) {
     ...lookOf(run), name: run.name, x: curve.x.map(along), y: curve.y, lost: curve.lost.map(along),
     smooth: smooth && { x: smooth.x.map(along), y: smooth.y },
   };
+}
+
+function trivial(run, width) {
+  return TRIVIAL.filter(([key]) => run.curves[key]).map(([key, sign, words]) => {
+    const signed = (values) => values && values.map((value) => sign * value);
+    const { x, y, mean_x, mean_y } = run.curves[key];
+    const line = lineOf(run, { x, y: signed(y), mean_x, mean_y: signed(mean_y), lost: [] }, width);
+    return line && { ...line, ...(line.smooth || {}), smooth: null, faint: true, dash: [5, 4], name: `${run.name}: ${words}` };
+  }).filter(Boolean);
+}
+
+/** From the first to the last step of the runs that are shown: the same for all charts. */
+function wholeSpan() {
+  return ends(shownRuns().flatMap((run) => {
+    const along = AXES[choice.axis].of(run);
+    const first = Math.min(...Object.values(run.curves).map((curve) => curve.x[0] ?? Infinity));
+    return along && first <= run.step ? [first, run.step].map(along) : [];
+  }));
 }
 
 function marksOf(run) {

@@ -181,10 +181,43 @@ function pictures(runs) {
   if (!groups.size) return null;
   return section("pictures", "Pictures", [...groups].map(([title, found]) => [
     title ? el("h3", {}, title) : null,
-    el("div", { class: "pictures" }, found.map((picture) => el("figure", {},
-      el("button", { type: "button", onclick: () => enlarge(picture) }, el("img", { src: picture.source, alt: picture.name, loading: "lazy" })),
-      el("figcaption", {}, picture.name.slice(picture.name.lastIndexOf("/") + 1))))),
+    el("div", { class: "pictures" }, [...seriesOf(found)].map(([name, series]) => pictureOf(`${title} ${name}`, series))),
   ]));
+}
+
+/** Pictures whose names differ in a number alone, such as a step, by the name without it. */
+function seriesOf(found) {
+  const series = new Map();
+  for (const picture of found) {
+    const name = picture.name.replace(/\d+/g, "#");
+    series.set(name, [...(series.get(name) || []), picture]);
+  }
+  return series;
+}
+
+/** Where a series of pictures stands, by its id, once it was moved. */
+const shownPicture = {};
+
+/** A picture, or the last of several with a slider back to the first. */
+function pictureOf(id, series) {
+  const last = series.length - 1;
+  let picture = series[Math.min(shownPicture[id] ?? last, last)];
+  const image = el("img", { loading: "lazy" });
+  const caption = el("span", {});
+  const show = () => {
+    image.src = picture.source;
+    image.alt = picture.name;
+    caption.textContent = picture.name.slice(picture.name.lastIndexOf("/") + 1);
+  };
+  const slider = el("input", { type: "range", min: "0", max: String(last), value: String(series.indexOf(picture)), "aria-label": "which of the series" });
+  slider.addEventListener("input", () => {
+    shownPicture[id] = Number(slider.value);
+    picture = series[shownPicture[id]];
+    show();
+  });
+  show();
+  return el("figure", {}, el("button", { type: "button", onclick: () => enlarge(picture) }, image),
+    el("figcaption", {}, caption, last ? slider : null));
 }
 
 function enlarge(picture) {

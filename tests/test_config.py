@@ -438,6 +438,15 @@ def test_a_config_of_earlier_names_is_read_in_todays(then, now):
     assert configs.flat_keys(configs.from_json(configs.to_json(read))) == configs.flat_keys(read)
 
 
+@pytest.mark.parametrize(("then", "now"), [(True, "tensorboard"), (False, "")])
+def test_an_earlier_config_that_asked_for_tensorboard_asks_for_that_logger(then, now):
+    config = small.resolved("nepa")
+    written = json.loads(configs.to_json(config))
+    del written["log"]["loggers"], written["log"]["pictures_every_steps"]
+    read = configs.from_json(json.dumps(written | {"log": written["log"] | {"tensorboard": then}}))
+    assert read.log.to_dict() == config.log.to_dict() | {"loggers": now}
+
+
 def test_an_earlier_config_whose_loader_erased_is_the_objectives_now():
     written = json.loads(configs.to_json(small.resolved("nepa")))
     written["data"]["erase_prob"] = 0.0

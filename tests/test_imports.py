@@ -18,6 +18,9 @@ NEVER_AT_THE_TOP = {
     "transformers",
     "timm",
     "tensorboardX",
+    "wandb",
+    "mlflow",
+    "trackio",
     "gcsfs",
     "pyarrow",
 }

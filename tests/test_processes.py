@@ -81,7 +81,7 @@ def test_every_layout_on_several_processes_gives_the_losses_of_one_device(
 ):
     jobs = [
         job(
-            method, dataset, tmp_path / str(i), optim__accum_steps=accum,
+            method, dataset, tmp_path / str(i), optim__accum_steps=accum, log__pictures_every_steps=10,
             **{f"mesh__{axis}": size for axis, size in mesh.items()},
         )
         for i, (method, mesh, accum) in enumerate(layouts)
@@ -91,6 +91,8 @@ def test_every_layout_on_several_processes_gives_the_losses_of_one_device(
         found = losses(tmp_path / str(i))
         name = f"{method} {mesh} accum_steps={accum}"
         np.testing.assert_allclose(found, alone[method], rtol=1e-5, atol=1e-6, err_msg=name)
+        drawn = sorted(path.name for path in (tmp_path / str(i) / "pictures").iterdir())
+        assert drawn == ["step_00000010.png", "step_00000020.png"]
 
 
 # Chaos

@@ -31,7 +31,7 @@ from flax import nnx
 
 from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.models.vit import patchify
-from nepa_jax.objectives.base import Alarm, Aux, Description, Features, image_keys
+from nepa_jax.objectives.base import Alarm, Aux, Description, Features, Pictures, image_keys
 
 DEFAULTS = dict(name="", teacher_momentum=0.75)
 BOUNDS = {"teacher_momentum": Bound("[0, 1]", "0.75")}
@@ -76,6 +76,12 @@ def after_update(extra, model, aux, step):
 
 def encode(model, images, layer=-1):
     return Features(model.map(patchify(images / 255, 4)), None, (4, 4))
+
+
+def pictures(model, images):
+    brightness = jnp.mean(patchify(images / 255, 4), axis=-1).reshape(-1, 4, 4, 1)
+    shown = (255 * brightness).repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
+    return Pictures(jnp.stack([images, shown.astype(jnp.uint8)], axis=1), ("image", "brightness"))
 
 
 def describe(config):
@@ -144,6 +150,12 @@ def test_it_trains_through_the_untouched_loop_and_is_read_by_its_name(dataset, t
     wanted = load_objective(NAME).encode(state.model, images)
     np.testing.assert_allclose(found.patches, wanted.patches, rtol=1e-5, atol=1e-6)
     assert found.patches.shape == (2, 16, 8) and found.cls is None and found.grid == (4, 4)
+
+
+def test_it_draws_while_it_trains(dataset, tmp_path):
+    pretrain(toy_config(dataset, log__pictures_every_steps="3"), str(tmp_path))
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["step_00000003.png", "step_00000006.png"]
 
 
 def test_two_steps_and_a_resume_are_the_straight_run_to_the_bit(dataset, tmp_path, straight):

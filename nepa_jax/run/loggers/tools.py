@@ -44,7 +44,9 @@ class TensorBoard:
         folder = run.workdir / "tensorboard"
         self.id, self.where = id or run.name, f"tensorboard --logdir={folder}"
         self._step = run.start
-        self._writer = SummaryWriter(str(folder), purge_step=run.start + 1)
+        # Files are named by the second: two starts within one must not write into the same.
+        suffix = f".{run.start}"
+        self._writer = SummaryWriter(str(folder), purge_step=run.start + 1, filename_suffix=suffix)
         self._table("config", run.config)
 
     def _table(self, name: str, values: Mapping[str, Any]) -> None:
@@ -116,15 +118,13 @@ class MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
-        folder = run.workdir.resolve() / "mlflow"
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables
-        local = f"sqlite:///{folder}/mlflow.db"
-        self._metric, uri = Metric, os.environ.get("MLFLOW_TRACKING_URI", local)
-        if uri == local:
-            folder.mkdir(exist_ok=True)
-        self._client = MlflowClient(uri)
-        self.id = id or self._new_run(run, None if uri != local else f"file://{folder}/artifacts")
-        self.where = f"mlflow ui --backend-store-uri={uri}" if uri == local else uri
+        folder, uri = run.workdir.resolve() / "mlflow", os.environ.get("MLFLOW_TRACKING_URI")
+        artifacts, self.where = None, uri
+        if not uri:
+            uri, artifacts = f"sqlite:///{_database(folder)}", f"file://{folder}/artifacts"
+            self.where = f"mlflow ui --backend-store-uri={uri}"
+        self._metric, self._client = Metric, MlflowClient(uri)
+        self.id = id or self._new_run(run, artifacts)
         self._client.update_run(self.id, status="RUNNING")
         self._client.log_dict(self.id, dict(run.config), "config.json")
 
@@ -154,6 +154,21 @@ class MLflow:
     def close(self, summary: Scalars, ended_well: bool) -> None:
         self._client.log_dict(self.id, dict(summary), "summary.json")
         self._client.set_terminated(self.id, "FINISHED" if ended_well else "FAILED")
+
+
+def _database(folder: Path) -> Path:
+    """MLflow's own, made under another name first: one that is half made it refuses for good."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of each table
+    database = folder / "mlflow.db"
+    if not database.exists():
+        folder.mkdir(exist_ok=True)
+        begun = database.with_suffix(".new")
+        begun.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{begun}")
+        begun.rename(database)
+    return database
 
 
 class Trackio:

@@ -115,7 +115,9 @@ def test_a_package_that_is_broken_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(opening, "load", broken)
     run(tmp_path, (1, 2))
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("warning: wandb: AttributeError: module 'numpy'")
+    assert told.count("\n") == 1 and told.startswith(
+        "warning: wandb: AttributeError: module 'numpy'"
+    )
     assert not SERVER and (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
 
 

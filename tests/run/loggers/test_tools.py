@@ -74,6 +74,8 @@ def test_mlflow(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     pytest.importorskip("alembic")
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.new").write_bytes(b"of a start that was killed")
     two_starts("mlflow", tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("nepa_jax").experiment_id])

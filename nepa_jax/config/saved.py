@@ -53,7 +53,7 @@ RENAMED = (
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
     "run": dict(residual_dtype="float32"),
-    "data": dict(masks=False),
+    "data": dict(masks=False, max_class_share=1.0),
     "log": dict(loggers="", pictures_every_steps=0),
     "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),

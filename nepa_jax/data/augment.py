@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from nepa_jax.data.photometric import photometric
+
 Rng = np.random.Generator
 
 
@@ -186,4 +188,5 @@ AUGMENTS: dict[str, Augment] = {
     "rand_augment": _of_pixels(rand_augment),
     "three_augment": _of_pixels(lambda image, rng, moved: three_augment(image, rng)),
     "color_jitter": _of_pixels(lambda image, rng, moved: color_jitter(image, rng)),
+    "photometric": lambda pixels, rng, moved: photometric(pixels, rng),
 }

@@ -154,11 +154,13 @@ class BatchMaker:
             fill.num_bytes += len(record.image)
             draws = partial(example_rng, "augment", self.config.seed, position)
             with decoded(record.image, self.config.channels) as pixels:
-                transform(self.config, pixels, draws(), made.batch["image"][row])
-                size = pixels.shape[:2]
-            if self.config.masks:  # the same draws once more move it as its image
-                mask = self.records.mask(record, size)[..., None]
-                transform(of_masks(self.config), mask, draws(), made.batch["mask"][row, ..., None])
+                window = 0
+                if self.config.masks:  # the same draws twice move it as its image
+                    mask, out = self.records.mask(record, pixels.shape[:2]), made.batch["mask"][row]
+                    window = transform(
+                        of_masks(self.config), mask[..., None], draws(), out[..., None]
+                    )
+                transform(self.config, pixels, draws(), made.batch["image"][row], window)
         except (UserError, UnavailableError, MemoryError):
             raise
         except Exception as error:

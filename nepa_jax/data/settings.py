@@ -44,6 +44,8 @@ class LoaderConfig:
     crop: str = key(
         "random", ("random", "random_clipped", "center", "none", "scale_jitter", "whole")
     )
+    # Of the pixels with a class that "scale_jitter" shows, those of one class: else another window.
+    max_class_share: float = key(1.0, Bound("(0, 1]", "0.75, or 1.0 for any"))
     crop_scale: tuple[float, float] = key((0.2, 1.0), Bound("(0, 1]", "(0.2, 1.0)"))  # of the area
     crop_pct: float = key(0.875, Bound("[0.1, 1]", "0.875"))  # what "center" keeps of a short side
     # How pixels are resampled: resize.INTERPOLATIONS and RESIZES. "fast" has 1.5 times the speed of
@@ -53,7 +55,9 @@ class LoaderConfig:
     flip: bool = key(True)  # left to right, half of the time
     # For fine-tuning, after the crop and the flip: augment.AUGMENTS. What acts on pixels that the model
     # has normalised (erasing, mixup, cutmix) is the objective's.
-    augment: str = key("none", ("none", "rand_augment", "three_augment", "color_jitter"))
+    augment: str = key(
+        "none", ("none", "rand_augment", "three_augment", "color_jitter", "photometric")
+    )
     num_workers: int = key(0, Bound("[0, 256]", "0"))  # processes; no machine has cores for more
     # Decoding threads of each process; 0: one per core. 50 keep a bucket busy, all waiting for it.
     num_threads: int = key(0, Bound("[0, 1024]", "0 for one per core"))
@@ -133,4 +137,6 @@ def _contradictions(
     if "crop_scale" not in wrong and config.crop_scale[0] > config.crop_scale[1]:
         yield "crop_scale", "the low end comes first; try (0.2, 1.0)"
     if config.masks and config.augment == "rand_augment":
-        yield "augment", "moves pixels, and masks would stay; try color_jitter, or none"
+        yield "augment", "moves pixels, and masks would stay; try photometric, or none"
+    if config.max_class_share < 1 and not (config.masks and config.crop == "scale_jitter"):
+        yield "max_class_share", "is of data.masks=True and data.crop=scale_jitter; try 1.0"

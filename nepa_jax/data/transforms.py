@@ -1,8 +1,9 @@
 """From decoded pixels to the uint8 pixels of one training or evaluation example."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,24 +18,39 @@ Box = tuple[int, int, int, int]
 RATIO = (3 / 4, 4 / 3)  # of the sides of a random box
 
 JITTER = (0.5, 2.0)  # of "scale_jitter": the size, to that which just covers the crop
+WINDOWS = 11  # that are drawn for a mask; the last is taken as it is
 GRAY = 128  # around an image that is smaller than its crop; masks have IGNORED there
 
 
+Sight = tuple[slice, slice]  # what of a side is seen, and where
 Crop = Callable[[LoaderConfig, np.ndarray, np.random.Generator], np.ndarray]
 
 
 def transform(
-    config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator, out: np.ndarray
-) -> None:
+    config: LoaderConfig,
+    pixels: np.ndarray,
+    rng: np.random.Generator,
+    out: np.ndarray,
+    window: int = 0,
+) -> int:
     """Writes what is made of `pixels`, uint8 [h, w, C], into `out`, uint8 [H, W, C].
 
-    A pure function of config, pixels and rng: the crop, the flip, the augmentation.
+    A pure function of the rest: the crop, the flip, the augmentation. Where the crop only resizes,
+    `window` says which of the windows drawn is seen. A mask (:func:`of_masks`) tells that of its image
+    by what it returns: the first in which no class has more than config.max_class_share.
+
     Raises DecodeError if config.crop is `none` and the image has another size.
     """
     pixels = CROPS[config.crop](config, pixels, rng)
+    if config.crop == "scale_jitter":
+        views = list(_windows(config, pixels, rng))
+        if config.interpolation == NEAREST:
+            window = _first_varied(views, config.max_class_share)
+        pixels = views[window]()
     if config.flip and rng.random() < 0.5:
         pixels = _mirrored(pixels)
     out[:] = AUGMENTS[config.augment](pixels, rng, moved(config))
+    return window
 
 
 def moved(config: LoaderConfig) -> Moved:
@@ -160,21 +176,44 @@ def _covering_size(size: tuple[int, int], config: LoaderConfig) -> tuple[int, in
 
 
 def _scale_jitter(config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random window of the image at a random size; of a small one the whole, anywhere in it."""
+    """The image at a random size, of which a window is to be seen."""
     size = config.image_size
     cover = max(want / have for want, have in zip(size, pixels.shape[:2], strict=True))
     scale = cover * _uniform(rng, *JITTER)
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    pixels = _resized(config, pixels, (width, height))
+    return _resized(config, pixels, (width, height))
+
+
+def _windows(
+    config: LoaderConfig, pixels: np.ndarray, rng: np.random.Generator
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Random windows of an image, or of a small one the whole, anywhere in it: to be looked through."""
+    sizes = list(zip(pixels.shape[:2], config.image_size, strict=True))
+    for _ in range(WINDOWS if config.max_class_share < 1 else 1):
+        rows, columns = (_overlap(have, want, rng) for have, want in sizes)
+        yield partial(_window, config, pixels, rows, columns)
+
+
+def _window(config: LoaderConfig, pixels: np.ndarray, rows: Sight, columns: Sight) -> np.ndarray:
     fill = IGNORED if config.interpolation == NEAREST else GRAY
-    out = np.full((*size, pixels.shape[2]), fill, np.uint8)
-    places = (_overlap(have, want, rng) for have, want in zip((height, width), size, strict=True))
-    (rows_in, rows_out), (columns_in, columns_out) = places
-    out[rows_out, columns_out] = pixels[rows_in, columns_in]
+    out = np.full((*config.image_size, pixels.shape[2]), fill, np.uint8)
+    out[rows[1], columns[1]] = pixels[rows[0], columns[0]]
     return out
 
 
-def _overlap(have: int, want: int, rng: np.random.Generator) -> tuple[slice, slice]:
+def _first_varied(views: Sequence[Callable[[], np.ndarray]], share: float) -> int:
+    """The first window in which no class has so large a share of the pixels with one, or the last.
+
+    As mmsegmentation draws them: one class alone is too much too.
+    """
+    for number, view in enumerate(views[:-1]):
+        counts = np.bincount(view().ravel(), minlength=256)[:IGNORED]
+        if np.count_nonzero(counts) > 1 and counts.max() < share * counts.sum():
+            return number
+    return len(views) - 1
+
+
+def _overlap(have: int, want: int, rng: np.random.Generator) -> Sight:
     """Which part of a side of `have` pixels is seen in one of `want`, and where it is there."""
     start, length = _below(rng, abs(have - want) + 1), min(have, want)
     inner, whole = slice(start, start + length), slice(0, length)

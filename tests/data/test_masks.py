@@ -26,10 +26,10 @@ def test_zero_labels_as_mmsegmentation_reduces_them():
 def moved(config, classes, seed):
     """An image that is its mask, in the red channel, and the mask: both as a loader makes them."""
     pixels = np.repeat(classes[..., None] * 60, 3, axis=2)
-    image = np.empty((*config.image_size, 3), np.uint8)
-    transform(config, pixels, np.random.default_rng(seed), image)
     mask = np.empty((*config.image_size, 1), np.uint8)
-    transform(of_masks(config), classes[..., None], np.random.default_rng(seed), mask)
+    window = transform(of_masks(config), classes[..., None], np.random.default_rng(seed), mask)
+    image = np.empty((*config.image_size, 3), np.uint8)
+    transform(config, pixels, np.random.default_rng(seed), image, window)
     return image[..., 0], mask[..., 0]
 
 
@@ -61,6 +61,30 @@ def test_the_jitter_is_from_half_to_double_the_size_that_covers_the_crop():
     assert (whole != 255).any(axis=0).sum() in (26, 27)  # and of the 53 columns half
 
 
+def most_of_one_class(mask):
+    counts = np.bincount(mask.ravel(), minlength=256)[:255]
+    return counts.max() / counts.sum() if counts.any() else 1.0
+
+
+def test_a_window_in_which_one_class_is_nearly_all_gives_way_to_another():
+    """As mmsegmentation's cat_max_ratio; the size stays, and the image goes with its mask."""
+    config = LoaderConfig(image_size=(24, 24), crop="scale_jitter", interpolation="bilinear")
+    strict = replace(config, max_class_share=0.75)
+    classes = np.zeros((60, 80), np.uint8)
+    classes[:, 35:] = 1
+    classes[:, 70:] = 255  # of no class, and counted by none
+    shares = {each: [most_of_one_class(moved(each, classes, s)[1]) for s in range(150)]
+              for each in (config, strict)}  # fmt: skip
+    above = {each: np.mean(np.array(found) >= 0.75) for each, found in shares.items()}
+    assert above[config] > 0.3 and above[strict] < 0.05, above
+    for seed in range(30):
+        image, mask = moved(strict, classes, seed)
+        inside = mask < 2
+        assert np.mean(np.round(image[inside] / 60) == mask[inside]) > 0.8
+    one_class = np.zeros((60, 80), np.uint8)
+    assert moved(strict, one_class, 0)[1].shape == (24, 24)  # the last window, then
+
+
 @pytest.fixture
 def config(tmp_path):
     tree = masked.write_tree(tmp_path / "tree", count=10)
@@ -82,6 +106,7 @@ def batches(config, num_hosts=1):
 
 
 def test_masks_are_the_same_for_any_number_of_hosts_and_processes(config):
+    config = replace(config, max_class_share=0.6, augment="photometric")
     wanted = batches(config)
     assert wanted[0]["mask"].shape == (4, 16, 16) and wanted[0]["mask"].dtype == np.uint8
     assert "label" not in wanted[0]
@@ -92,7 +117,7 @@ def test_masks_are_the_same_for_any_number_of_hosts_and_processes(config):
 
 
 def test_a_batchs_masks_are_those_of_its_images(config):
-    for batch in batches(config):
+    for batch in batches(replace(config, max_class_share=0.6)):
         distance = np.abs(batch["image"][..., None, :].astype(int) - masked.COLORS[:3]).sum(axis=-1)
         known = batch["mask"] != 255
         assert np.mean(distance.argmin(axis=-1)[known] == batch["mask"][known]) > 0.8
@@ -118,3 +143,6 @@ def test_a_set_without_masks_and_what_does_not_move_them(prepared):
         Loader(LoaderConfig(prepared, image_size=(16, 16), batch_size=4, masks=True))
     (line,) = problems(LoaderConfig("DIR", masks=True, augment="rand_augment"))
     assert line.startswith("data.augment = rand_augment: moves pixels")
+    for wrong in (dict(masks=False, crop="scale_jitter"), dict(masks=True, crop="random")):
+        (line,) = problems(LoaderConfig("DIR", max_class_share=0.75, **wrong))
+        assert line.startswith("data.max_class_share = 0.75: is of data.masks=True and data.crop=")

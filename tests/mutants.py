@@ -25,6 +25,7 @@ GOLDEN_NEPA = "tests/objectives/test_golden_nepa.py::"
 GOLDEN_MAE = "tests/objectives/test_golden_mae.py::"
 DRAWS = "tests/objectives/test_draws.py::"
 CONTRACT = "tests/objectives/test_contract.py::"
+MIX = "tests/objectives/test_mix.py::"
 STEP = "tests/test_step.py::"
 TRAIN = "tests/test_train.py::"
 LOADER = "tests/data/test_loader.py::"
@@ -185,6 +186,46 @@ MUTANTS = (
         "a + (1.0 - decay) * (m - a)",
         "decay * a + (1.0 - decay) * m",
         (f"{STEP}test_an_average_keeps_what_is_constant_and_follows_the_closed_form",),
+    ),
+    Mutant(
+        "the weights of step 0 stay in the average",
+        "step.py",
+        "partial(jnp.where, state.kept == 0)",
+        "partial(jnp.where, False)",
+        (f"{STEP}test_the_average_follows_the_model",),
+    ),
+    Mutant(
+        "CutMix's box of another timm",
+        "objectives/mix.py",
+        "(side + BOXES[box]) // 2",
+        "(side + 1) // 2",
+        (f"{MIX}test_mixup_and_cutmix_are_timms", f"{MIX}test_the_two_boxes_differ"),
+    ),
+    Mutant(
+        "what is mixed depends on the microbatch",
+        "objectives/mix.py",
+        "jnp.minimum(rows, partners(rows))",
+        "jnp.arange(len(rows))",
+        (
+            f"{MIX}test_microbatches_are_mixed_as_the_whole_batch_is",
+            f"{MIX}test_accumulation_gives_the_gradients_of_the_whole_batch",
+        ),
+    ),
+    Mutant(
+        "erased pixels stay within black and white",
+        "objectives/erasing.py",
+        "jax.random.normal(noise_key, image.shape)",
+        "jnp.clip(jax.random.normal(noise_key, image.shape), -1, 1)",
+        (
+            "tests/objectives/test_erasing.py::test_noise_is_standard_normal_after_the_models_normalisation",
+        ),
+    ),
+    Mutant(
+        "the same drop path in all layers",
+        "models/layers.py",
+        "jnp.linspace(0.0, config.drop_path_rate, config.depth)",
+        "jnp.full(config.depth, config.drop_path_rate)",
+        ("tests/models/test_drop_path.py::test_drop_path_is_the_released_one",),
     ),
     Mutant(
         "an update that is not finite enters the weights",

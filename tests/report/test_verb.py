@@ -1,6 +1,9 @@
 """``nepa-jax report``: a file that stands alone, or one clear line."""
 
+import json
+import random
 import re
+import time
 
 import pytest
 import told
@@ -102,3 +105,20 @@ def test_pictures_are_in_order_and_none_comes_from_elsewhere(run, tmp_path, monk
     (last,) = read_pictures(run, size + size // 2, notes)
     assert last.name == "pictures/b10.png" and "2 of 3 pictures are left out" in notes[0]
     assert read_pictures(run, 10, notes) == []
+
+
+@pytest.mark.chaos
+def test_half_a_million_lines_are_read_and_written_in_seconds(tmp_path):
+    """Under five on an idle core; a busy one takes up to twice as long for the same."""
+    draw = random.Random(0)
+    lines = [json.dumps(told.metrics_of(step, 10_000, draw)) for step in range(1, 10_001)]
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for part in range(50):
+            file.writelines(
+                line.replace(f'"step": {at}', f'"step": {part * 10_000 + at}', 1) + "\n"
+                for at, line in enumerate(lines, 1)
+            )
+    began = time.process_time()
+    text = page_of(tmp_path, out=tmp_path / "page.html")
+    assert time.process_time() - began < 10
+    assert '"count": 500000' in text and len(text) < 3e6

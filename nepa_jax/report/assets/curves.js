@@ -211,7 +211,7 @@ function showTip(chart, found) {
     ...found.rows.slice(0, 16).map((row) => el("div", { class: "row" },
       swatch(row.color, row.dash), el("span", { class: "name" }, row.name),
       el("span", { class: "value" }, (chart.content.yText || shown)(row.y)),
-      row.smooth === null ? null : el("span", { class: "smooth" }, `≈ ${shown(row.smooth)}`))),
+      el("span", { class: "smooth" }, row.smooth === null ? "" : `≈ ${shown(row.smooth)}`))),
     ...found.notes.map((note) => el("div", { class: "note" }, note)),
   );
   const box = chart.canvas.getBoundingClientRect();

@@ -231,16 +231,19 @@ class Moved:
 
 
 def collectives(program: Program) -> dict[str, Moved]:
-    """Of a step, by kind. One that several fusions carry on has one channel, and counts once."""
+    """Of a step, by kind. One that several fusions carry on has one channel there, and counts once.
+
+    Outside of fusions a channel says nothing: those of one ``shard_map`` all have the same.
+    """
     found: dict[str, Moved] = {}
     seen = set()
     for name, ops in program.computations.items():
         for op in ops.values():
             kind = op.kind.removesuffix("-start")
-            channel = op.said(r"channel_id=(\d+)") or op.name
-            if kind not in COLLECTIVES or channel in seen or not program.times[name]:
+            carried = op.said(r"channel_id=(\d+)") if name in program._fused else ""
+            if kind not in COLLECTIVES or carried in seen or not program.times[name]:
                 continue
-            seen.add(channel)
+            seen |= {carried} - {""}
             scattered = kind == "reduce-scatter" or name.startswith("all-reduce-scatter")
             kind = "reduce-scatter" if scattered else kind
             moved, times = found.setdefault(kind, Moved()), program.times[name]

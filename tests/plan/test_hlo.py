@@ -38,6 +38,19 @@ def test_a_collective_counts_once_whatever_carries_it(program):
     assert found["all-gather"].largest == 64 * 128 * 2
 
 
+def test_collectives_of_one_channel_that_no_fusion_carries_count_each():
+    """As ``shard_map`` makes them."""
+    said = "channel_id=1, replica_groups={{0,1}}, to_apply=%sum"
+    text = (
+        "%sum (x: f32[], y: f32[]) -> f32[] {\n  %x = f32[] parameter(0)\n}\n"
+        "ENTRY %main (a: f32[8]) -> f32[8] {\n"
+        "  %a = f32[8]{0} parameter(0)\n"
+        f"  %b = f32[8]{{0}} all-reduce(%a), {said}\n"
+        f"  ROOT %c = f32[8]{{0}} all-reduce(%b), {said}\n}}\n"
+    )
+    assert hlo.collectives(hlo.read(text))["all-reduce"].bytes == 2 * 8 * 4
+
+
 @pytest.mark.parametrize(
     ("window", "labels", "sides", "macs"),
     [

@@ -29,6 +29,7 @@ MIX = "tests/objectives/test_mix.py::"
 STEP = "tests/test_step.py::"
 TRAIN = "tests/test_train.py::"
 LOADER = "tests/data/test_loader.py::"
+PICTURES = "tests/visualize/"
 
 LAYOUTS = "tests/test_mesh.py::test_every_layout_gives_the_losses_of_one_device"
 PROCESSES = (
@@ -271,6 +272,51 @@ MUTANTS = (
         'with_leaves(target.ema, leaves["ema"])',
         'with_leaves(target.ema, leaves["model"])',
         (RESUME,),
+    ),
+    Mutant(
+        "attention drawn without its scale",
+        "visualize/attention.py",
+        "* (q.shape[-1] ** -0.5)",
+        "* 1.0",
+        (f"{PICTURES}test_attention.py::test_the_weights_give_the_models_own_output",),
+    ),
+    Mutant(
+        "a causal query that is drawn looking behind itself",
+        "visualize/attention.py",
+        "jnp.where(causal & later, -jnp.inf, scores)",
+        "scores",
+        (
+            f"{PICTURES}test_attention.py::test_the_weights_give_the_models_own_output",
+            f"{PICTURES}test_attention.py::test_rows_sum_to_one_and_a_causal_query_sees_nothing_behind_it",
+        ),
+    ),
+    Mutant(
+        "visible patches that are not pasted",
+        "visualize/reconstruct.py",
+        "np.where(removed[0], fill, image)",
+        "np.where(removed[0] | True, fill, image)",
+        (
+            f"{PICTURES}test_reconstruct.py::test_exactly_the_asked_share_is_removed_and_the_rest_is_the_image",
+        ),
+    ),
+    Mutant(
+        "an image that is its own neighbour",
+        "visualize/neighbors.py",
+        "if number is not None",
+        "if number == -1",
+        (
+            f"{PICTURES}test_neighbors.py::test_neighbours_are_those_of_the_largest_cosine_without_the_query_itself",
+            f"{PICTURES}test_verb.py::test_neighbours_are_those_of_the_encoder_and_never_the_image_itself",
+        ),
+    ),
+    Mutant(
+        "colours whose sign does not follow the layer before",
+        "visualize/pca.py",
+        "(values * before).sum(axis=0) < 0",
+        "(values * before).sum(axis=0) > 0",
+        (
+            f"{PICTURES}test_pca.py::test_a_layer_that_only_turns_the_one_before_round_keeps_its_colours",
+        ),
     ),
 )
 

@@ -92,8 +92,9 @@ def _drawn(
     inches = float(np.clip(WIDTH / len(cells[0]), 0.5, 2.0))
     made, axes = sheet.draw(
         sheet.Sheet(cells, list(rows), [query.name, *columns], frames=frames, side=inches),
-        f"Attention of patch {query.patch} (row {place[0]}, column {place[1]} of {grid[0]} x {grid[1]}); "
-        "each map by its own largest weight. At the left: what goes to the class token, which is in no map",
+        f"Attention of patch {query.patch} (row {place[0]}, column {place[1]} of {grid[0]} x {grid[1]}), "
+        "each map by its own largest weight; gray: what a causal query cannot see. At the left: what goes "
+        "to the class token, which is in no map",
     )
     bar = made.colorbar(SHARE, ax=axes, shrink=0.4, aspect=30, ticks=(0, 1))
     bar.ax.set_yticklabels(["0", "largest"], fontsize=7)

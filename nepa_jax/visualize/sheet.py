@@ -16,7 +16,7 @@ from nepa_jax.visualize import style
 
 GAP = 0.06  # between images, as a share of their longer side
 LINE = 0.15  # inches, of a line of a caption
-LETTERS = 12.5  # of a heading, to the inch
+LETTERS = 13.5  # of a heading, to the inch
 FRAME = "#FF2DD1"  # is in no colour map here, and stands out on photographs
 
 

@@ -43,9 +43,13 @@ def draw(
         cells = [style.coloured(each.reshape(grid), COSINE, size) for each in shown]
         rows.append([style.rgb(image), *cells])
         places = [divmod(int(query), grid[1]) for query in queries]
-        frames += [sheet.Frame(row, 2 + n, place, size) for n, place in enumerate(places)]
+        frames += [
+            sheet.Frame(row, column, place, size)
+            for n, place in enumerate(places)
+            for column in (0, 2 + n)
+        ]
     headings = ["image", "each prediction\nand its patch"]
-    headings += ["prediction of the framed\npatch, and all patches"] * (len(rows[0]) - 2)
+    headings += ["prediction of the framed\npatch, and every patch"] * (len(rows[0]) - 2)
     labels = names or [""] * len(images)
     drawn = sheet.Sheet(rows, labels, headings, frames=frames, side=1.6)
     made, axes = sheet.draw(drawn, _summary(maps))

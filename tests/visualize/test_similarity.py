@@ -26,12 +26,12 @@ def test_picture_of_images_of_several_shapes_is_written(model, images, tmp_path)
     shapes = [images[0], np.tile(images[1], (1, 2, 1)), images[2][:8]]
     made = similarity.draw(model, shapes, names=("a", "b", "c"))
     assert_picture(style.save(made, tmp_path / "nepa.png"))
-    assert len(made.axes[0].patches) == 9  # three framed patches in each row
+    assert len(made.axes[0].patches) == 18  # three patches of each image, framed there and in a map
 
 
 def test_one_patch_that_is_asked_for_is_framed_where_it_is(model, images):
     made = similarity.draw(model, images[:1], patch=6)
-    (frame,) = made.axes[0].patches
+    frame = made.axes[0].patches[1]
     left = frame.get_xy()[0] - 2 * 17 + 0.5  # the third column; cells of 16 px and gaps of 1
     assert (left, frame.get_xy()[1] + 0.5) == (8, 4)
 

@@ -287,6 +287,8 @@ def draw_layers(reports: "Sequence[Report]", path: Path) -> Path:
 
 
 add_eval_verbs(VERBS, draw_layers)
+add_report_verbs(VERBS)
+add_picture_verbs(VERBS)
 
 
 # Speed
@@ -320,8 +322,6 @@ def plan(args: Namespace) -> None:
     CONFIG,
     option("--against", choices=("torch",), help="bench step, data: in turns with the same in PyTorch"),
     option("--where", action="store_true", help="bench step: what the parts of the model take"),
-add_report_verbs(VERBS)
-add_picture_verbs(VERBS)
     JSON,
 )  # fmt: skip
 def bench(args: Namespace) -> None:

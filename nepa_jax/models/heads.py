@@ -18,13 +18,16 @@ class Classifier(nnx.Module):
     NEPA and MAE does (MAE's ViT then has no final norm); ``"cls"`` and ``"last"`` take one token.
     """
 
-    def __init__(self, vit: ViT, num_classes: int, pool: str, causal: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, vit: ViT, num_classes: int, pool: str, causal: bool, rngs: nnx.Rngs,
+        head_init: float = 0.0,
+    ):  # fmt: skip
         dim = vit.config.embed_dim
         self.vit = vit
         if pool == "mean":
             self.fc_norm = layer_norm(dim, vit.config.norm_eps, rngs)
         self.head = nnx.Linear(
-            dim, num_classes, kernel_init=nnx.initializers.zeros, rngs=rngs,
+            dim, num_classes, kernel_init=nnx.initializers.normal(head_init), rngs=rngs,
             kernel_metadata={"axes": ("embed", "classes")}, bias_metadata={"axes": ("classes",)},
         )  # fmt: skip
         self.pool = pool
@@ -32,11 +35,27 @@ class Classifier(nnx.Module):
 
     def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """What the linear head gets, float32 [B, D]."""
+        return self.pooled(self.tokens(images, keys))
+
+    def tokens(
+        self,
+        images: jax.Array,
+        keys: jax.Array | None = None,
+        rope_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The last layer's tokens [B, 1 + N, D].
+
+        Args:
+            keys: [B], to train with drop path.
+            rope_key: to train with moved rotary coordinates, as in pretraining.
+        """
         vit = self.vit
         grid = vit.grid(images)
         tokens = vit.prepend_class(vit.embed(vit.patches(images))) + vit.positions(grid)
-        hidden, _ = run_blocks(vit.blocks, tokens, vit.rope(grid), causal=self.causal, keys=keys)
-        return self.pooled(vit.norm(hidden) if vit.config.final_norm else hidden)
+        hidden, _ = run_blocks(
+            vit.blocks, tokens, vit.rope(grid, rope_key), causal=self.causal, keys=keys
+        )
+        return vit.norm(hidden) if vit.config.final_norm else hidden
 
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, 1 + N, D] -> [B, D]."""

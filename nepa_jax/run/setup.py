@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,13 +16,14 @@ from nepa_jax import config as configs
 from nepa_jax.base.errors import UserError, writing
 from nepa_jax.base.waiting import attended, told
 from nepa_jax.checkpoint.meta import Provenance
-from nepa_jax.checkpoint.saving import Checkpoints, check_same_run, config_changes
+from nepa_jax.checkpoint.saving import Checkpoints, check_same_run
 from nepa_jax.data.loader import Loader
 from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
-from nepa_jax.loading import load_onto
 from nepa_jax.mesh import host_part, make_mesh
 from nepa_jax.objectives.base import Objective, load_objective
+from nepa_jax.optim import table
 from nepa_jax.plan.checks import check_run
+from nepa_jax.run import groups
 from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
@@ -43,6 +43,8 @@ from nepa_jax.run.memory import expectation, fitting, memory_is_told, require_ro
 from nepa_jax.run.metrics import METRICS, JsonlWriter, Scalars, Throughput, Writer
 from nepa_jax.run.pictures import PicturesHook, drawing, fixed_images
 from nepa_jax.run.report import NoReport, Report, Reports
+from nepa_jax.run.validation import Several, validation
+from nepa_jax.run.validation import problems as validation_problems
 from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
 from nepa_jax.step import (
     TrainState,
@@ -82,6 +84,7 @@ class Run:
             with writing(self.workdir):
                 (self.workdir / "config.json").write_text(configs.to_json(self.config))
                 (self.workdir / "DONE").unlink(missing_ok=True)
+            groups.write(self.workdir, table(self.config, self.target.model))
         return state
 
     def _initial_state(self) -> TrainState:
@@ -98,8 +101,14 @@ class Run:
         lost = from_first_host(lambda: lost_checkpoints(self.workdir, self.goodput))
         if lost:
             raise UserError(lost)
-        source = self._first_weights()
-        weights = weights_at(source, self.target.model, self.config) if source else None
+        source, weights = self._first_weights(), None
+        require_weights(self.config, source)
+        if source:
+            from nepa_jax.run.begin import (
+                first_weights,
+            )  # and the formats, which other runs do without
+
+            weights = first_weights(source, self.target.model, self.config, self.objective)
         return create_state(self.config, self.objective, self.target, weights)
 
     def _first_weights(self) -> str:
@@ -144,6 +153,7 @@ class Run:
         config, flops = self.config, self.objective.describe(self.config).flops
         throughput = Throughput(config.data.batch_size, flops, lambda: data.waited_s)
         guard = skip_guard(config.run.max_skipped_steps, self.loader.shown)
+        evaluations, is_best = self._evaluations()
         keep = config.checkpoint
         with (
             loggers(config, self.workdir, start) as copies,
@@ -152,13 +162,14 @@ class Run:
             ProfileHook(self.workdir / "profile", config.log.profile_steps, profile) as profiler,
         ):
             hooks = [
-                MetricsHook(config.log.every_steps, throughput, guard, report),
+                MetricsHook(config.log.every_steps, throughput, guard, report, evaluations),
                 CheckpointHook(
                     keep.every_steps,
                     keep.first_minutes,
                     self.checkpoints,
                     self.provenance,
                     self.goodput,
+                    is_best,
                 ),
                 *self._pictures(copies),
                 profiler,
@@ -166,6 +177,15 @@ class Run:
             ]
             self.goodput.begin(start, lambda: data.waited_s)
             yield hooks
+
+    def _evaluations(self) -> tuple[Several, Callable[[int], bool]]:
+        """What is evaluated while it trains, and whether a step is to be saved for what was found."""
+        measured = validation(
+            self.config, self.objective, self.mesh, self.workdir, self.goodput, self.checkpoints
+        )
+        found = Several([each for each in (measured,) if each])
+        best = measured.best if measured else None
+        return found, best.is_of if best else lambda step: False
 
     def _pictures(self, copies: Sequence[Background]) -> list[Hook]:
         """What draws while it trains, if that is asked for."""
@@ -236,6 +256,11 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     resolved = configs.resolve(config, loader.num_examples, jax.default_backend())
     if hasattr(objective, "data_problems"):
         configs.refuse(objective.data_problems(resolved, loader.records))
+    configs.refuse(
+        [
+            *validation_problems(resolved, objective, loader.records),
+        ]
+    )
     keep = resolved.checkpoint
     checkpoints = stack.enter_context(Checkpoints(workdir, keep.keep_last, keep.keep_every_steps))
     provenance = Provenance.of(resolved, loader.fingerprint)
@@ -246,6 +271,18 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     )
     announce(run)
     return run
+
+
+def require_weights(config: ConfigDict, source: str) -> None:
+    """Raises UserError where a fine-tuning recipe would train an encoder from nothing."""
+    optim = config.optim
+    keys = ("layer_decay", "freeze_patch_embed")
+    asked = [f"optim.{key} = {optim[key]}" for key in keys if optim[key]]
+    if asked and not source:
+        raise UserError(
+            f"run.init_from is not set: {' and '.join(asked)} are for weights that were trained before; "
+            "try --config.run.init_from=W, or --config=configs/finetune.py:scratch,B/16"
+        )
 
 
 def facts(config: ConfigDict, fingerprint: str) -> dict[str, str]:
@@ -268,20 +305,6 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def weights_at(path: str, target: nnx.Module, config: ConfigDict) -> nnx.Module:
-    """The weights at ``path`` for step 0, laid out as the target; a teacher begins with them too.
-
-    Raises:
-        UserError: there are none, or they do not fit.
-    """
-    loaded = load_onto(path, target)
-    changes = config_changes(loaded.config, config)
-    model_changes = [change for key, change in changes.items() if key.startswith("model.")]
-    with_changes = f", with {'; '.join(model_changes)}" if model_changes else ""
-    say(f"starting from the weights of {path}: step 0, fresh optimizer{with_changes}")
-    return loaded.model
-
-
 def announce(run: Run) -> None:
     """Prints what the run will do."""
     config, facts = run.config, run.objective.describe(run.config)
@@ -294,5 +317,7 @@ def announce(run: Run) -> None:
         f"data: {config.data.path}, {run.loader.num_examples:,} images; batch {config.data.batch_size}, "
         f"{config.schedule.total_steps:,} steps; lr {config.optim.lr:.3g}"
     )
+    for line in groups.lines_of(table(config, run.target.model)):
+        say(line)
     say(expectation(config, run.target))
     say(f"workdir: {run.workdir}")

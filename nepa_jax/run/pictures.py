@@ -26,29 +26,34 @@ Draw = Callable[[nnx.Module], Pictures]
 
 
 class PicturesHook:
-    """Draws every n steps, and hands the pictures on two steps late: nothing waits for them."""
+    """Draws every n steps, and hands the pictures on when the metrics of the step are.
+
+    The loop waits for the device meanwhile: where devices are threads of several processes, two
+    programs at a time could each wait for the other's sums.
+    """
 
     def __init__(self, every: int, draw: Draw, loggers: Sequence[Background]):
         self._every = every
         self._draw = draw
         self._loggers = loggers
-        self._pending: deque[tuple[int, Pictures]] = deque()
+        self._pending: deque[tuple[int, np.ndarray]] = deque()
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._hand_on(step - 2)
         if step % self._every == 0:
-            self._pending.append((step, self._draw(state.model)))
+            jax.block_until_ready(metrics)
+            drawn = jax.block_until_ready(self._draw(state.model))
+            if self._loggers:
+                self._pending.append((step, page(drawn)))
 
     def close(self, state: TrainState) -> None:
         self._hand_on(int(state.step))
 
     def _hand_on(self, until: int) -> None:
         while self._pending and self._pending[0][0] <= until:
-            step, drawn = self._pending.popleft()
-            if self._loggers:
-                pixels = page(drawn)
-                for logger in self._loggers:
-                    logger.picture(step, pixels)
+            for logger in self._loggers:
+                logger.picture(*self._pending[0])
+            self._pending.popleft()
 
 
 def fixed_images(config: ConfigDict, records: RecordSet) -> np.ndarray:

@@ -102,7 +102,7 @@ class Asked:
         self.steps.append(step)
 
 
-def test_they_are_handed_on_when_two_more_steps_are_under_way():
+def test_they_are_handed_on_when_the_metrics_of_their_step_are():
     asked = Asked()
     hook = PicturesHook(3, asked, [asked])
     state = type("State", (), {"model": "weights", "step": 6})

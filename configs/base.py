@@ -76,6 +76,15 @@ def get_config(arg: str = "") -> ConfigDict:
         profile_steps=(0, 0),  # the first step and the one after the last; SIGUSR1: the next five
         watchdog_s=600.0,  # stacks are printed when no step ends for so long; 0: never
     )
+    config.evals = dict(
+        online=False,  # linear heads, kNN and RankMe while it trains (docs/evaluation.md)
+        layers=(),  # 1 … depth, or -1 for the last; (): half, three quarters and all of the way up
+        lr=1e-3,  # of the heads' Adam
+        every_steps=1000,  # kNN and RankMe; after the first and the last step too
+        bank_images=10_000,  # the first of data.split: where kNN looks, and RankMe's
+        test_images=2000,  # the first of test_split
+        test_split="validation",
+    )
     config.run = dict(
         seed=0,
         dtype="auto",  # of matrix products: bfloat16 on accelerators, float32 on the CPU

@@ -205,6 +205,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ACTIVATION_RULES["batch"]))
 
 
+def layer_sharding(mesh: Mesh) -> NamedSharding:
+    """The same of arrays [layers, B, …]."""
+    return NamedSharding(mesh, PartitionSpec(None, ACTIVATION_RULES["batch"]))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's rows [B / parts, …] as part of global device arrays [B, …].
 
@@ -221,8 +226,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def put_layers(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """This host's rows of every layer, [layers, B / parts, …], as part of an array [layers, B, …]."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, ACTIVATION_RULES["batch"]))
-    return _spread(rows, host_part(mesh), sharding, axis=1)
+    return _spread(rows, host_part(mesh), layer_sharding(mesh), axis=1)
 
 
 def _spread(rows: np.ndarray, part: Part, sharding: NamedSharding, axis: int = 0) -> jax.Array:

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.compiler import compiler_options
 from nepa_jax.base.keys import named_key
-from nepa_jax.mesh import batch_sharding, replicated, state_shardings
+from nepa_jax.mesh import batch_sharding, layer_sharding, replicated, state_shardings
 from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
+from nepa_jax.objectives.watch import Heads, Look, heads_for, looking
 from nepa_jax.optim import learning_rate, make_optimizer, trained_alone
 
 
@@ -34,6 +35,7 @@ class TrainState:
     grad_norm_mean: jax.Array  # float32 [], running mean over the updates that were kept
     skipped: jax.Array  # int32 [], updates thrown away: not finite, or a spike
     skipped_in_a_row: jax.Array  # int32 []
+    heads: Heads | None = None  # that watch
 
     @property
     def kept(self) -> jax.Array:
@@ -41,7 +43,37 @@ class TrainState:
         return self.step - self.skipped
 
 
-Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Program = Callable[[TrainState, Batch], tuple[TrainState, Metrics, jax.Array | None]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step: the program that trains and, after it, that of the heads if a state has any.
+
+    The one knows nothing of the other, so that what is trained is to the bit the same with and without.
+    """
+
+    program: Program  # jitted or compiled; of a state without heads, its last result ``Aux.pooled``
+    look: Look
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The state after the step, and what is to be logged; the state that goes in is donated."""
+        after, metrics, pooled = self.program(replace(state, heads=None), batch)
+        if state.heads is None:
+            return after, metrics
+        heads, seen = self.look(state.heads, pooled, batch["label"])
+        return replace(after, heads=heads), metrics | seen
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The program alone, to be compiled for these shapes."""
+        return self.program.lower(replace(state, heads=None), batch)
+
+    def compiled(self, state: TrainState, batch: Batch) -> "Update":
+        return replace(self, program=self.lower(state, batch).compile())
+
+    def memory_analysis(self) -> Any:
+        """Of the compiled program."""
+        return self.program.memory_analysis()
 
 
 def init_state(
@@ -65,13 +97,35 @@ def init_state(
 
 
 def abstract_state(config: ConfigDict, objective: Objective, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without computing anything."""
-    shapes = jax.eval_shape(lambda: init_state(config, objective))
+    """Shapes, dtypes and shardings of the state, without heads, and without computing anything."""
+    return _placed(jax.eval_shape(lambda: init_state(config, objective)), mesh)
+
+
+def with_heads(
+    target: TrainState, config: ConfigDict, objective: Objective, num_classes: int = 1000
+) -> TrainState:
+    """An abstract state with the heads that its run is to have; see :func:`heads_for`.
+
+    Args:
+        num_classes: of ImageNet-1k where there are no data.
+    """
+    shapes = heads_for(config, objective, num_classes)
+    return replace(target, heads=_placed(shapes, target.step.sharding.mesh))
+
+
+def _placed(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(shapes, mesh),
     )
+
+
+def zeros_at(target: Any) -> Any:
+    """Zeros where the leaves of an abstract tree say."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    return jax.jit(lambda: jax.tree.map(zeros, target), out_shardings=shardings)()
 
 
 def abstract_batch(
@@ -100,8 +154,9 @@ def create_state(
     weights: nnx.Module | None = None,
 ) -> TrainState:
     """Initialises the state where ``target`` (:func:`abstract_state`) says, each shard in place."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    return jax.jit(partial(init_state, config, objective), out_shardings=shardings)(weights)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, replace(target, heads=None))
+    state = jax.jit(partial(init_state, config, objective), out_shardings=shardings)(weights)
+    return replace(state, heads=zeros_at(target.heads))
 
 
 def make_update(config: ConfigDict, objective: Objective, target: TrainState) -> Update:
@@ -112,11 +167,11 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
     and is counted. The learning rate logged is the one that was applied, or would have been.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, replace(target, heads=None))
     mesh = target.step.sharding.mesh
     after_update = getattr(objective, "after_update", lambda extra, model, aux, step: extra)
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, jax.Array | None]:
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             loss, aux, grads = gradients(objective, state, batch, key, config.optim.accum_steps)
@@ -140,7 +195,7 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         ok &= stays_finite(state.extra, kept.extra)
         ok &= ~is_spike(grad_norm, state, config.optim.spike_factor)
         after = jax.tree.map(partial(jnp.where, ok), kept, lost)
-        return replace(after, step=state.step + 1), aux.metrics | {
+        metrics = aux.metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": update_norm,
@@ -149,11 +204,13 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
             "skipped_steps": after.skipped,
             "skipped_in_a_row": after.skipped_in_a_row,
         }
+        return replace(after, step=state.step + 1), metrics, aux.pooled
 
-    return jax.jit(
-        update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)),
+    program = jax.jit(
+        update, donate_argnums=0, out_shardings=(shardings, replicated(mesh), layer_sharding(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )  # fmt: skip
+    return Update(program, looking(config, mesh))
 
 
 def counted(state: TrainState) -> TrainState:
@@ -194,34 +251,43 @@ def gradients(
 ) -> tuple[jax.Array, Aux, nnx.Module]:
     """Loss, aux and gradients of the mean over the batch; microbatches one after the other."""
 
-    def grad(rows: Batch) -> tuple[tuple[jax.Array, Aux], nnx.Module]:
+    def grad(rows: Batch) -> tuple[Any, jax.Array | None]:
+        """What is a mean over images, and what is not."""
         with_aux = jax.value_and_grad(objective.loss, has_aux=True)
-        return with_aux(state.model, state.extra, rows, key)
+        (loss, aux), grads = with_aux(state.model, state.extra, rows, key)
+        return ((loss, aux._replace(pooled=None)), grads), aux.pooled
 
     if accum_steps == 1:
-        (loss, aux), grads = grad(batch)
-        return loss, evaluated(aux), grads
+        ((loss, aux), grads), pooled = grad(batch)
+        return loss, evaluated(aux, pooled), grads
 
-    def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad(microbatch)), None
+    def accumulate(total: Any, microbatch: Batch) -> tuple[Any, jax.Array | None]:
+        means, pooled = grad(microbatch)
+        return jax.tree.map(jnp.add, total, means), pooled
 
     microbatches = jax.tree.map(lambda rows: split_rows(rows, accum_steps), batch)
-    shapes = jax.eval_shape(grad, jax.tree.map(lambda rows: rows[0], microbatches))
+    shapes, _ = jax.eval_shape(grad, jax.tree.map(lambda rows: rows[0], microbatches))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(accumulate, zeros, microbatches)
+    total, pooled = jax.lax.scan(accumulate, zeros, microbatches)
     (loss, aux), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
-    return loss, evaluated(aux), grads
+    return loss, evaluated(aux, jax.tree.map(join_rows, pooled)), grads
 
 
-def evaluated(aux: Aux) -> Aux:
-    """With the numbers to log, of means over the whole batch."""
+def evaluated(aux: Aux, pooled: jax.Array | None) -> Aux:
+    """With the numbers to log, of means over the whole batch, and what is of single images."""
     values = {n: v() if isinstance(v, Partial) else v for n, v in aux.metrics.items()}
-    return aux._replace(metrics=values)
+    return aux._replace(metrics=values, pooled=pooled)
 
 
 def split_rows(rows: jax.Array, parts: int) -> jax.Array:
     """[B, …] -> [parts, B / parts, …]; every part takes rows from every device, so none move."""
     return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+
+def join_rows(parts: jax.Array) -> jax.Array:
+    """[parts, layers, B / parts, D] -> [layers, B, D], in the order before :func:`split_rows`."""
+    _, layers, _, width = parts.shape
+    return jnp.moveaxis(parts, 0, 2).reshape(layers, -1, width)
 
 
 def followed(state: TrainState, model: nnx.Module, decay: float | None) -> nnx.Module | None:

@@ -162,7 +162,8 @@ def test_every_number_has_a_range_and_says_so_in_one_line(key, number):
     default = NUMBERS[key]
     whole = type(default) is int and math.isfinite(number)
     value = int(number) if whole else number
-    text = refusal(key, (value,) * len(default) if isinstance(default, tuple) else value)
+    several = (value,) * max(len(default), 1) if isinstance(default, tuple) else value
+    text = refusal(key, several)
     assert key.rpartition("_")[0] in text and ("must be" in text or "wrong type" in text)
     assert "\n" not in text and len(text) < 250
 

@@ -112,12 +112,19 @@ def fitted(value: Any, default: Any, bound: Bound | None) -> Any:
     if isinstance(value, list | tuple):
         if not isinstance(default, tuple) and not (bound and bound.pair):
             return WRONG
-        kind = type(default[0]) if isinstance(default, tuple) else type(default)
+        kind = kind_of(default)
         if bound and bound.pair and len(value) != 2:
             return WRONG
         items = tuple(_fitted_item(item, kind) for item in value)
         return WRONG if WRONG in items else items
     return _fitted_item(value, float if default is None else type(default))
+
+
+def kind_of(default: Any) -> type:
+    """The type of a value, or of a tuple's; an empty one is of whole numbers."""
+    if isinstance(default, tuple):
+        return type(default[0]) if default else int
+    return type(default)
 
 
 def _fitted_item(value: Any, kind: type) -> Any:
@@ -148,8 +155,9 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 def wanted(default: Any, bound: Bound | None) -> str:
     """What a key's value looks like, in words."""
     if isinstance(default, tuple):
-        kind = KINDS[type(default[0])].removeprefix("a ")
-        return f"{kind}s in brackets, such as {_written(default)}"
+        kind = KINDS[kind_of(default)].removeprefix("a ")
+        example = bound.example if bound is not None and not default else _written(default)
+        return f"{kind}s in brackets, such as {example}"
     words = KINDS[float if default is None else type(default)]
     if bound is not None and bound.pair:
         words += f", or two in brackets: {bound.example}"

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ from nepa_jax.step import (
     abstract_state,
     create_state,
     make_update,
+    with_heads,
 )
 from nepa_jax.train import train
 
@@ -79,10 +81,11 @@ def _prepared(config: ConfigDict, labelled: bool = True) -> Prepared:
     config = configs.resolve(config, num_examples=1_281_167, platform=jax.default_backend())
     mesh = make_mesh(config)
     batch = abstract_batch(config, labelled, mesh)
-    target = abstract_state(config, objective, mesh)
-    lowered = make_update(config, objective, target).lower(target, batch)
+    target = with_heads(abstract_state(config, objective, mesh), config, objective)
+    update = make_update(config, objective, target)
+    lowered = update.lower(target, batch)
     began = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = replace(update, program=lowered.compile())
     compile_s = time.perf_counter() - began
     state, fixed = create_state(config, objective, target), FixedBatches(batch, mesh)
     return Prepared(config, mesh, state, compiled, fixed, compile_s)
@@ -111,7 +114,7 @@ def bench_step(config: ConfigDict, where: bool = False, against_torch: bool = Fa
         rounds = _take_turns({OURS: _Bare(prepared).run, **product, **theirs.forms})
     step_s = statistics.median(each[OURS] for each in rounds)
     flops = load_objective(config.objective.name).describe(config).flops * config.data.batch_size
-    program = update.as_text()
+    program = update.program.as_text()
     share = mfu(flops / step_s, jax.devices()[0].device_kind, jax.device_count())
     return {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",

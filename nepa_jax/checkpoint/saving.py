@@ -24,7 +24,7 @@ from nepa_jax.checkpoint.meta import Leaves, Meta, Provenance
 from nepa_jax.checkpoint.reading import Checkpoint, checkpoints_in, newest_sound
 from nepa_jax.config import flat_keys
 from nepa_jax.hosts.agree import compare_hosts, from_first_host, say
-from nepa_jax.step import TrainState
+from nepa_jax.step import TrainState, zeros_at
 
 # What makes a run this run: a resumed one may change all else (length, logging, mesh, dtype).
 FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split")
@@ -33,10 +33,10 @@ FIXED_KEYS = ("model.", "objective.", "run.seed", "data.batch_size", "data.split
 def state_parts(state: TrainState) -> dict[str, Leaves]:
     """The parts of a state that hold arrays, each as leaves by name.
 
-    Weights can be read without the optimizer's state.
+    Weights can be read without the optimizer's state, and a state without its heads that watch.
     """
-    rest = dataclasses.replace(state, model=None, ema=None)
-    parts = {"model": state.model, "ema": state.ema, "rest": rest}
+    rest = dataclasses.replace(state, model=None, ema=None, heads=None)
+    parts = {"model": state.model, "ema": state.ema, "heads": state.heads, "rest": rest}
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
@@ -204,13 +204,15 @@ class Checkpoints:
 def read_state(checkpoint: Checkpoint, target: TrainState) -> TrainState:
     """A saved state in the shapes and on the devices of ``target``.
 
-    Where the run kept no average and is to keep one now, it begins with the weights.
+    Where the run kept no average and is to keep one now, it begins with the weights; heads that watch
+    begin with zeros where it had none, or others.
 
     Raises:
         UserError: the checkpoint holds other arrays.
         Damaged: it is not what was saved.
     """
     wanted = state_parts(target)
+    heads = _read_heads(checkpoint, wanted.pop("heads", {}))
     begins = "ema" in wanted and "ema" not in checkpoint.meta.leaves
     if begins:
         del wanted["ema"]
@@ -220,8 +222,23 @@ def read_state(checkpoint: Checkpoint, target: TrainState) -> TrainState:
         say(f"the average (optim.ema_decay) begins with the weights of step {checkpoint.step}")
     model = with_leaves(target.model, leaves["model"])
     ema = with_leaves(target.ema, leaves["ema"]) if "ema" in leaves else None
-    rest = with_leaves(dataclasses.replace(target, model=None, ema=None), leaves["rest"])
-    return dataclasses.replace(rest, model=model, ema=ema)
+    bare = dataclasses.replace(target, model=None, ema=None, heads=None)
+    rest = with_leaves(bare, leaves["rest"])
+    return dataclasses.replace(rest, model=model, ema=ema, heads=with_leaves(target.heads, heads))
+
+
+def _read_heads(checkpoint: Checkpoint, wanted: Leaves) -> dict[str, jax.Array]:
+    """Raises Damaged if they are there, and not what was saved."""
+    saved = checkpoint.meta.leaves.get("heads", {})
+    if saved.keys() == wanted.keys() and all(saved[name].fits(wanted[name]) for name in wanted):
+        return checkpoint.leaves("heads", wanted) if wanted else {}
+    if not wanted:
+        return {}
+    why = "others" if saved else "none"
+    say(
+        f"linear heads (evals.online) begin anew: the checkpoint of step {checkpoint.step} has {why}"
+    )
+    return zeros_at(wanted)
 
 
 def meet_unless_failed(*, key: str, timeout_ms: int) -> None:

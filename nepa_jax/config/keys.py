@@ -68,6 +68,13 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "pictures_every": Bound("(0, 1e12]", "1000, or 0 for none", also=(0,)),
         "watchdog_s": Bound("[1, 604800]", "600, or 0 for never", also=(0,)),
     },
+    "evals": {
+        "layers": Bound("[-1000, 1000]", "(6, 12), or () for a choice"),
+        "lr": Bound("(0, 1]", "1e-3"),
+        "every": Bound("(0, 1e12]", "1000"),
+        "bank_images": Bound("[20, 10000000]", "10000"),
+        "test_images": Bound("[1, 10000000]", "2000"),
+    },
     "run": {
         "seed": Bound("[0, 4294967295]", "0"),
         "max_skipped_steps": Bound("[0, 1000000]", "10"),

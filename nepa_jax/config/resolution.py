@@ -86,7 +86,7 @@ class Length(NamedTuple):
 
 
 def _lengths(config: ConfigDict) -> Iterator[Length]:
-    for section in ("schedule", "checkpoint", "log"):
+    for section in ("schedule", "checkpoint", "log", "evals"):
         for key, value in config[section].items():
             stem, _, unit = key.rpartition("_")
             if unit in UNITS and stem in BOUNDS[section]:

@@ -92,6 +92,25 @@ def _loggers(config: ConfigDict) -> list[str]:
     ]
 
 
+def _online_layers(config: ConfigDict) -> list[str]:
+    depth = config.model.depth
+    if all(1 <= abs(layer) <= depth for layer in config.evals.layers):
+        return []
+    return [
+        f"evals.layers = {config.evals.layers}: heads stand on layers 1 … {depth}, or -1 for the last; "
+        f"try ({depth},), or () for a choice"
+    ]
+
+
+def _online_split(config: ConfigDict) -> list[str]:
+    if not config.evals.online or config.evals.test_split != config.data.split:
+        return []
+    return [
+        f"evals.test_split = {config.evals.test_split}: these images are trained on (data.split); try "
+        "another, or --config.evals.online=false"
+    ]
+
+
 # A rule is asked only if its keys are right by themselves.
 RULES: dict[Check, tuple[str, ...]] = {
     **MODEL_RULES,
@@ -101,6 +120,8 @@ RULES: dict[Check, tuple[str, ...]] = {
     _layer_decay: ("optim.layer_decay", "optim.layer_decay_end", "optim.layer_warmup"),
     _profile: ("log.profile_steps",),
     _loggers: ("log.loggers",),
+    _online_layers: ("evals.layers", "model.depth"),
+    _online_split: ("evals.online", "evals.test_split", "data.split"),
 }
 
 
@@ -109,7 +130,7 @@ def broken_rules(config: ConfigDict, wrong: Mapping[str, str], prefix: str = "")
     for rule, keys in RULES.items():
         if all(key.startswith(prefix) and key not in wrong for key in keys):
             problems += rule(config)
-    lengths = ("schedule.", "log.", "checkpoint.", "data.")
+    lengths = ("schedule.", "log.", "checkpoint.", "evals.", "data.")
     if not prefix and not any(key.startswith(lengths) for key in wrong):
         problems += length_problems(config, None)
     return problems

@@ -49,6 +49,12 @@ RENAMED = (
     ),
 )
 
+# The section of a run's config that came last.
+_NO_EVALS = dict(
+    online=False, layers=(), lr=1e-3, every_steps=1000, bank_images=10_000, test_images=2000,
+    test_split="validation",
+)  # fmt: skip
+
 # Keys that configs saved earlier lack, with what such a config stands for.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
@@ -109,6 +115,8 @@ def with_later_keys(config: ConfigDict) -> ConfigDict:
         for name, value in _LATER_KEYS.get(keys, {}).items():
             if name not in section:
                 section[name] = value
+    if "schedule" in config and "evals" not in config:  # a run's, not a model's alone
+        config.evals = ConfigDict(_NO_EVALS)
     return config
 
 

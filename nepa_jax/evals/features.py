@@ -36,6 +36,14 @@ POOLS: dict[str, Callable[[Features], jax.Array]] = {
 }
 
 
+class Placed(NamedTuple):
+    """An encoder where it lies."""
+
+    objective: Objective
+    model: nnx.Module
+    mesh: Mesh
+
+
 class Rows(NamedTuple):
     """Some images of a split, in order."""
 
@@ -68,8 +76,21 @@ def encoded(
     """
     mesh = side_by_side()
     data = replace(data, batch_size=-(-data.batch_size // mesh.size) * mesh.size)
-    part, model = host_part(mesh), on_all_devices(loaded.model, mesh)
-    pooled = partial(_pooled, loaded.objective, model, pools=tuple(pools), layers=tuple(layers),
+    placed = Placed(loaded.objective, on_all_devices(loaded.model, mesh), mesh)
+    return encoded_by(placed, data, pools, layers, first)
+
+
+def encoded_by(
+    placed: Placed,
+    data: LoaderConfig,
+    pools: Sequence[str],
+    layers: Sequence[int],
+    first: int | None = None,
+) -> Iterator[Rows]:
+    """As :func:`encoded`, by a model as it lies; ``batch_size`` must divide over its devices."""
+    objective, model, mesh = placed
+    part = host_part(mesh)
+    pooled = partial(_pooled, objective, model, pools=tuple(pools), layers=tuple(layers),
                      whole=replicated(mesh))  # fmt: skip
     waiting: deque[dict[str, jax.Array]] = deque()
     for made in iter_epoch(data, part.index, part.count, first):
@@ -91,7 +112,8 @@ def _pooled(
     whole: NamedSharding,
 ) -> dict[str, jax.Array]:
     """What is kept of a batch, on every device whole."""
-    features = at_layers(objective, model, batch["image"], layers)
+    with jax.sharding.use_abstract_mesh(whole.mesh.abstract_mesh):
+        features = at_layers(objective, model, batch["image"], layers)
     kept = {name: values for name, values in batch.items() if name in ("label", "index")}
     kept |= {pool: POOLS[pool](features) for pool in pools}
     return jax.lax.with_sharding_constraint(kept, whole)

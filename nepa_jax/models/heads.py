@@ -6,7 +6,7 @@ from flax import nnx
 
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.norms import layer_norm
-from nepa_jax.models.vit import ViT
+from nepa_jax.models.vit import ViT, patch_means
 
 POOLS = ("mean", "cls", "last")
 
@@ -35,15 +35,15 @@ class Classifier(nnx.Module):
 
     def features(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """What the linear head gets, float32 [B, D]."""
-        return self.pooled(self.tokens(images, keys))
+        return self.pooled(self.tokens(images, keys)[0])
 
     def tokens(
         self,
         images: jax.Array,
         keys: jax.Array | None = None,
         rope_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """The last layer's tokens [B, 1 + N, D].
+    ) -> tuple[jax.Array, jax.Array]:
+        """The last layer's tokens [B, 1 + N, D], and every layer's means of patches [depth, B, D].
 
         Args:
             keys: [B], to train with drop path.
@@ -52,10 +52,15 @@ class Classifier(nnx.Module):
         vit = self.vit
         grid = vit.grid(images)
         tokens = vit.prepend_class(vit.embed(vit.patches(images))) + vit.positions(grid)
-        hidden, _ = run_blocks(
-            vit.blocks, tokens, vit.rope(grid, rope_key), causal=self.causal, keys=keys
+        hidden, means = run_blocks(
+            vit.blocks,
+            tokens,
+            vit.rope(grid, rope_key),
+            causal=self.causal,
+            keys=keys,
+            collect=patch_means,
         )
-        return vit.norm(hidden) if vit.config.final_norm else hidden
+        return (vit.norm(hidden) if vit.config.final_norm else hidden), means
 
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, 1 + N, D] -> [B, D]."""

@@ -266,8 +266,8 @@ def stack_blocks(config: BlockConfig, rngs: nnx.Rngs) -> Block:
 
 def run_blocks(
     blocks: Block, x: jax.Array, rope: RopeTable | None = None, *,
-    causal: bool = False, keys: jax.Array | None = None, collect: bool = False,
-    side_by_side: bool = False,
+    causal: bool = False, keys: jax.Array | None = None,
+    collect: Callable[[jax.Array], jax.Array] | None = None, side_by_side: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
     """Runs a stack by scan, so that compile time does not grow with depth.
 
@@ -276,11 +276,11 @@ def run_blocks(
         rope: tables for the T tokens, or None.
         causal: token t sees tokens 0 … t only.
         keys: one random key per image [B] to train with drop path; None: no drop path.
-        collect: return the hidden states too.
+        collect: what to give of every block's output [B, T, D], in the stream's dtype; None: nothing.
         side_by_side: let images share rows where that saves a TPU time; without rope or causal.
 
     Returns:
-        The last output [B, T, D], and with ``collect`` every block's output [depth, B, T, D]; float32.
+        The last output [B, T, D], and what ``collect`` gives of every block's, [depth, …]; float32.
     """
     config, shape = blocks.config, x.shape
     images = images_per_row(*shape[:2]) if side_by_side else 1
@@ -299,12 +299,13 @@ def run_blocks(
             )
 
         x = block(x, rope, causal, images, drop)
-        return x, x if collect else None
+        return x, None if collect is None else collect(x.reshape(shape))
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path_rate, config.depth)
     x = x.astype(config.residual_dtype).reshape(-1, images * shape[1], shape[2])
     x = constrain(x, "batch", None, None)
-    outputs = jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))
-    return jax.tree.map(lambda y: y.astype(jnp.float32).reshape(*y.shape[:-3], *shape), outputs)
+    x, collected = jax.lax.scan(body, x, (blocks, rates, jnp.arange(config.depth)))
+    x, collected = jax.tree.map(lambda y: y.astype(jnp.float32), (x, collected))
+    return x.reshape(shape), collected

@@ -69,6 +69,11 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> ja
     return tiles.reshape(patches.shape[0], grid[0] * patch_size, grid[1] * patch_size, -1)
 
 
+def patch_means(tokens: jax.Array) -> jax.Array:
+    """Means over the patches of [B, 1 + T, D], float32 [B, D], through which no gradient goes."""
+    return jnp.mean(jax.lax.stop_gradient(tokens)[:, 1:].astype(jnp.float32), axis=1)
+
+
 class ViT(nnx.Module):
     """Patch embedding, class token, positions, blocks, final norm.
 
@@ -134,5 +139,6 @@ class ViT(nnx.Module):
         """Embeddings and every block's output, deterministic: float32 [depth + 1, B, 1 + N, D]."""
         grid = self.grid(images)
         tokens = self.prepend_class(self.embed(self.patches(images))) + self.positions(grid)
-        _, states = run_blocks(self.blocks, tokens, self.rope(grid), causal=causal, collect=True)
+        rope = self.rope(grid)
+        _, states = run_blocks(self.blocks, tokens, rope, causal=causal, collect=lambda x: x)
         return jnp.concatenate([tokens[None], states])

@@ -32,6 +32,9 @@ class Aux(NamedTuple):
 
     metrics: Metrics  # to log, each as ``train/NAME``
     carry: Any = None  # for ``after_update``: arrays of floats, means over the images of the batch
+    # For linear heads that watch (watch.py): of every layer but the embedding a vector of each image,
+    # float32 [depth, B, D], through which no gradient goes; None: there are none.
+    pooled: jax.Array | None = None
 
 
 class Features(NamedTuple):

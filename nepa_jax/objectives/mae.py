@@ -15,7 +15,7 @@ from nepa_jax.models.decoder import Decoder, decoder_config
 from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
 from nepa_jax.models.masking import Masking, gather_tokens, num_kept, random_masking
-from nepa_jax.models.vit import ViT, ViTConfig, unpatchify, vit_config
+from nepa_jax.models.vit import ViT, ViTConfig, patch_means, unpatchify, vit_config
 from nepa_jax.objectives.base import (
     Aux,
     Batch,
@@ -92,19 +92,19 @@ def loss(model: MAE, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Arr
     patches, grid = model.vit.patches(batch["image"]), model.vit.grid(batch["image"])
     noise = draw_noise(image_keys(key, batch, "mask"), patches.shape[1])
     masking = random_masking(noise, model.mask_ratio)
-    predictions = reconstruct(model, patches, grid, masking, image_keys(key, batch, "drop_path"))
-    return pixel_loss(predictions, pixel_targets(patches, model.norm_pix_loss), masking.mask)
+    keys = image_keys(key, batch, "drop_path")
+    latent, means = encode_kept(model.vit, patches, masking, grid, keys)
+    predictions = model.decoder(latent, masking.ids_restore, grid)
+    targets = pixel_targets(patches, model.norm_pix_loss)
+    value, aux = pixel_loss(predictions, targets, masking.mask)
+    return value, aux._replace(pooled=means)
 
 
 def reconstruct(
-    model: MAE,
-    patches: jax.Array,
-    grid: tuple[int, int],
-    masking: Masking,
-    keys: jax.Array | None = None,
+    model: MAE, patches: jax.Array, grid: tuple[int, int], masking: Masking
 ) -> jax.Array:
     """Predicted targets [B, N, P·P·C] of patches [B, N, P·P·C], from those that are kept."""
-    latent = encode_kept(model.vit, patches, masking, grid, keys)
+    latent, _ = encode_kept(model.vit, patches, masking, grid)
     return model.decoder(latent, masking.ids_restore, grid)
 
 
@@ -119,11 +119,16 @@ def encode_kept(
     masking: Masking,
     grid: tuple[int, int],
     keys: jax.Array | None = None,
-) -> jax.Array:
-    """The encoder's normed output on [class token, kept patches]: float32 [B, 1 + K, D]."""
+) -> tuple[jax.Array, jax.Array]:
+    """The encoder's normed output on [class token, kept patches], float32 [B, 1 + K, D].
+
+    And every layer's means over the kept patches, float32 [depth, B, D].
+    """
     tokens = kept_tokens(vit, patches, masking, grid)
-    hidden, _ = run_blocks(vit.blocks, tokens, keys=keys, side_by_side=True)
-    return vit.norm(hidden)
+    hidden, means = run_blocks(
+        vit.blocks, tokens, keys=keys, collect=patch_means, side_by_side=True
+    )
+    return vit.norm(hidden), means
 
 
 def kept_tokens(vit: ViT, patches: jax.Array, masking: Masking, grid: tuple[int, int]) -> jax.Array:

@@ -21,7 +21,7 @@ from nepa_jax.base.keys import named_key
 from nepa_jax.base.sections import Bound, section_problems
 from nepa_jax.models.flops import block_macs, training_flops
 from nepa_jax.models.layers import run_blocks
-from nepa_jax.models.vit import ViT, vit_config
+from nepa_jax.models.vit import ViT, patch_means, vit_config
 from nepa_jax.objectives.base import (
     Alarm,
     Aux,
@@ -94,13 +94,16 @@ def loss(model: NEPA, extra: None, batch: Batch, key: jax.Array) -> tuple[jax.Ar
     inputs = vit.prepend_class(embeddings[:, : read - 1]) + vit.positions(grid)[:read]
     rope = jax.tree.map(lambda table: table[:read], vit.rope(grid, named_key(key, "rope")))
     keys = image_keys(key, batch, "drop_path")
-    hidden, _ = run_blocks(vit.blocks, inputs, rope, causal=model.causal, keys=keys)
+    hidden, means = run_blocks(
+        vit.blocks, inputs, rope, causal=model.causal, keys=keys, collect=patch_means
+    )
     with jax.named_scope("loss"):
         predictions = vit.norm(hidden[:, model.first : places])
         targets = vit.prepend_class(embeddings)[:, model.first + model.shift :]
         if model.stop_gradient:
             targets = jax.lax.stop_gradient(targets)
-        return -jnp.mean(cosine(predictions, targets)), Aux(health(predictions, targets))
+        aux = Aux(health(predictions, targets), pooled=means)
+        return -jnp.mean(cosine(predictions, targets)), aux
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -89,10 +89,10 @@ def loss(model: Classifier, extra: None, batch: Batch, key: jax.Array) -> tuple[
     """
     images, targets = mix.mix(model.mix, model.vit.config, batch, key)
     keys, rope_key = image_keys(key, batch, "drop_path"), named_key(key, "rope")
-    tokens = model.tokens(images, keys, rope_key)
+    tokens, pooled = model.tokens(images, keys, rope_key)
     logits = model.head(model.pooled(tokens))
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1))
-    return mix.soft_cross_entropy(logits, targets), Aux({"accuracy": accuracy})
+    return mix.soft_cross_entropy(logits, targets), Aux({"accuracy": accuracy}, pooled=pooled)
 
 
 def measure(model: Classifier, batch: Batch) -> dict[str, jax.Array]:

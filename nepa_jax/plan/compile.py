@@ -25,7 +25,7 @@ from nepa_jax.plan import hlo
 from nepa_jax.plan.chips import GIB, Chip, Topology, topology_of
 from nepa_jax.plan.estimate import Plan, device_bytes, state_bytes
 from nepa_jax.plan.where import by_part
-from nepa_jax.step import abstract_batch, abstract_state, make_update
+from nepa_jax.step import abstract_batch, abstract_state, make_update, with_heads
 
 # The compiler asks a cloud's metadata and names of hosts for what this machine is: it is no TPU.
 ALONE = {
@@ -108,6 +108,7 @@ def _plan(config: ConfigDict, topology: Topology, where: bool) -> Plan:
     objective, chip = load_objective(config.objective.name), topology.chip
     mesh = make_mesh(config, _devices(topology))
     state, batch = abstract_state(config, objective, mesh), abstract_batch(config, False, mesh)
+    state = with_heads(state, config, objective)
     lowered = make_update(config, objective, state).lower(state, batch)
     memory = {name: size / GIB for name, size in state_bytes(state).items()}
     known = dict(
@@ -130,10 +131,11 @@ def _plan(config: ConfigDict, topology: Topology, where: bool) -> Plan:
         )  # fmt: skip
     took = time.perf_counter() - began, time.process_time() - cpu_began
     sizes, program = made.memory_analysis(), hlo.read(made.as_text())
+    heads = device_bytes(state.heads) / GIB  # which lie there beside the program's arguments
     step_s = program.cycles / chip.clock_hz
     memory["batch"] = device_bytes(batch) / GIB
-    memory["padding"] = sizes.argument_size_in_bytes / GIB - sum(memory.values())
-    peak = sizes.peak_memory_in_bytes / GIB
+    memory["padding"] = sizes.argument_size_in_bytes / GIB + heads - sum(memory.values())
+    peak = sizes.peak_memory_in_bytes / GIB + heads
     memory["activations and temporaries"] = peak - sum(memory.values())
     return Plan(
         fits=peak <= chip.hbm_gib,

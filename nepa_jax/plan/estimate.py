@@ -30,7 +30,7 @@ from nepa_jax import config as configs
 from nepa_jax.mesh import mesh_shape
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import GIB, Topology
-from nepa_jax.step import TrainState, abstract_batch, abstract_state
+from nepa_jax.step import TrainState, abstract_batch, abstract_state, with_heads
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ def device_bytes(tree: Any) -> int:
 def state_bytes(state: TrainState) -> dict[str, int]:
     """What each device holds of a state, by kind."""
     parts = dict(
-        parameters=state.model, optimizer=state.opt_state, average=state.ema, extra=state.extra
-    )
+        parameters=state.model, optimizer=state.opt_state, average=state.ema,
+        extra=(state.extra, state.heads),
+    )  # fmt: skip
     return {name: device_bytes(part) for name, part in parts.items()}
 
 
@@ -145,7 +146,7 @@ def estimate(config: ConfigDict, topology: Topology) -> Plan:
     """
     chip, objective = topology.chip, load_objective(config.objective.name)
     mesh = abstract_mesh(config, topology.num_devices)
-    state = abstract_state(config, objective, mesh)
+    state = with_heads(abstract_state(config, objective, mesh), config, objective)
     memory = step_bytes(config, state)
     needed = sum(memory.values()) / GIB
     flops = objective.describe(config).flops * config.data.batch_size

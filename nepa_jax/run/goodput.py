@@ -16,7 +16,7 @@ from nepa_jax.base.errors import writing
 from nepa_jax.base.text import read_json
 
 # What a start spends its time on; the rest of its time is steps.
-OVERHEADS = ("start", "restore", "compile", "data", "checkpoint")
+OVERHEADS = ("start", "restore", "compile", "data", "checkpoint", "evaluation")
 
 
 @dataclass

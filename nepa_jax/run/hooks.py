@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -35,10 +36,19 @@ class Hook(Protocol):
         """Called once, when the loop ends well: finish what is under way."""
 
 
+class Evaluation(Protocol):
+    """Of the encoder as it is after some steps; a function of the state."""
+
+    def due(self, step: int) -> bool: ...
+
+    def __call__(self, state: TrainState) -> Scalars: ...
+
+
 class MetricsHook:
     """Reads the metrics two steps late, so that the device never waits for the host.
 
-    That also keeps the host from running further ahead than two batches.
+    That also keeps the host from running further ahead than two batches. A step whose state is evaluated
+    is read at once and logged with the result, before anything is saved of it.
     """
 
     def __init__(
@@ -47,7 +57,9 @@ class MetricsHook:
         throughput: Throughput,
         guard: Callable[[int, Scalars], None],
         report: Reports,
+        evaluation: Evaluation | None = None,
     ):
+        self._evaluation = evaluation
         self._every = every
         self._throughput = throughput
         self._guard = guard
@@ -56,22 +68,35 @@ class MetricsHook:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._pending.append((step, metrics))
-        while len(self._pending) > 2:
+        due = self._evaluation is not None and self._evaluation.due(step)
+        while len(self._pending) > (1 if due else 2):
             self._read(*self._pending.popleft())
+        if due:
+            self._read(*self._pending.popleft(), partial(self._evaluation, state))
 
     def close(self, state: TrainState) -> None:
         while self._pending:
             self._read(*self._pending.popleft())
 
-    def _read(self, step: int, metrics: Metrics) -> None:
+    def _read(
+        self, step: int, metrics: Metrics, evaluate: Callable[[], Scalars] | None = None
+    ) -> None:
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._guard(step, scalars)
         self._throughput.step_done()
-        if step % self._every == 0 or step == 1:
-            train = {f"train/{name}": value for name, value in scalars.items()}
-            self._report(step, train | self._throughput.read())
+        if step % self._every == 0 or step == 1 or evaluate:
+            row = {_logged_as(name): value for name, value in scalars.items()}
+            row |= self._throughput.read()
+            if evaluate:
+                row |= evaluate()
+                self._throughput.start()  # it is no part of a step
+            self._report(step, row)
         else:
             self._report.pulse(step, scalars["loss"])
+
+
+def _logged_as(name: str) -> str:
+    return name if name.startswith("eval/") else f"train/{name}"
 
 
 def skip_guard(

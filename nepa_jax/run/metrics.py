@@ -75,9 +75,10 @@ class Throughput:
         self._batch_size = batch_size
         self._flops_per_image = flops_per_image
         self._waited_s = waited_s  # seconds spent waiting for data since the run began
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Leaves out what was before."""
         self._steps, self._began, self._waited = 0, time.perf_counter(), self._waited_s()
 
     def step_done(self) -> None:
@@ -93,5 +94,5 @@ class Throughput:
         }
         flops_per_s = self._flops_per_image * self._batch_size / step_s
         utilisation = mfu(flops_per_s, jax.devices()[0].device_kind, jax.device_count())
-        self._start()
+        self.start()
         return rates if utilisation is None else rates | {"perf/mfu": utilisation}

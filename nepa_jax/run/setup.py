@@ -41,6 +41,7 @@ from nepa_jax.run.loggers.background import Background
 from nepa_jax.run.loggers.opening import loggers
 from nepa_jax.run.memory import expectation, fitting, memory_is_told, require_room
 from nepa_jax.run.metrics import METRICS, JsonlWriter, Scalars, Throughput, Writer
+from nepa_jax.run.online import evaluation, problems, watched
 from nepa_jax.run.pictures import PicturesHook, drawing, fixed_images
 from nepa_jax.run.report import NoReport, Report, Reports
 from nepa_jax.run.validation import Several, validation
@@ -143,7 +144,7 @@ class Run:
             target = abstract_state(config, self.objective, self.mesh)
         update = make_update(config, self.objective, target)
         batch = abstract_batch(config, self.loader.records.labelled, self.mesh)
-        return update.lower(target, batch).compile()
+        return update.compiled(target, batch)
 
     @contextmanager
     def hooks(
@@ -180,10 +181,13 @@ class Run:
 
     def _evaluations(self) -> tuple[Several, Callable[[int], bool]]:
         """What is evaluated while it trains, and whether a step is to be saved for what was found."""
+        online = evaluation(
+            self.config, self.objective, self.mesh, self.loader.records, self.goodput
+        )
         measured = validation(
             self.config, self.objective, self.mesh, self.workdir, self.goodput, self.checkpoints
         )
-        found = Several([each for each in (measured,) if each])
+        found = Several([each for each in (online, measured) if each])
         best = measured.best if measured else None
         return found, best.is_of if best else lambda step: False
 
@@ -258,6 +262,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
         configs.refuse(objective.data_problems(resolved, loader.records))
     configs.refuse(
         [
+            *problems(resolved, objective, loader.records),
             *validation_problems(resolved, objective, loader.records),
         ]
     )
@@ -266,6 +271,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     provenance = Provenance.of(resolved, loader.fingerprint)
     compare_hosts(facts(resolved, loader.fingerprint))
     target = abstract_state(resolved, objective, mesh)
+    target = watched(target, resolved, objective, loader.records)
     run = Run(
         resolved, objective, loader, mesh, target, folder, checkpoints, provenance, goodput, lock
     )

@@ -62,7 +62,9 @@ def test_blocks_compute_the_same_with_images_side_by_side(images, tokens, tpu):
     keys = jax.random.split(jax.random.key(2), images)
 
     def loss(blocks, x, shared):
-        last, states = layers.run_blocks(blocks, x, keys=keys, collect=True, side_by_side=shared)
+        last, states = layers.run_blocks(
+            blocks, x, keys=keys, collect=lambda x: x, side_by_side=shared
+        )
         return jnp.sum(jnp.sin(last)), states
 
     computed = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)

@@ -36,13 +36,13 @@ def test_every_hidden_state_and_prediction_matches(name):
     masking = masked(case, model)
     grid = model.vit.grid(case.images)
     tokens = mae.kept_tokens(model.vit, model.vit.patches(case.images), masking, grid)
-    _, states = jax.jit(partial(run_blocks, collect=True))(model.vit.blocks, tokens)
+    _, states = jax.jit(partial(run_blocks, collect=lambda x: x))(model.vit.blocks, tokens)
     for layer, state in enumerate(states):
         np.testing.assert_allclose(state, case.arrays[f"out.encoder.{layer}"], atol=OUTPUT_ATOL)
     latent = model.vit.norm(states[-1])
     np.testing.assert_allclose(latent, case.arrays["out.latent"], atol=OUTPUT_ATOL)
     decoder = model.decoder
-    _, states = jax.jit(partial(run_blocks, collect=True))(
+    _, states = jax.jit(partial(run_blocks, collect=lambda x: x))(
         decoder.blocks, decoder.tokens(latent, masking.ids_restore, grid)
     )
     for layer, state in enumerate(states):

@@ -68,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
         first_minutes=10.0,  # one by time before the first of these; 0: none
         keep_last=2,
         keep_every_steps=0,  # 0: none for good
+        keep_best=False,  # beside these, the one of the highest accuracy of evals.validate
     )
     config.log = dict(
         every_steps=50,
@@ -80,10 +81,12 @@ def get_config(arg: str = "") -> ConfigDict:
         online=False,  # linear heads, kNN and RankMe while it trains (docs/evaluation.md)
         layers=(),  # 1 … depth, or -1 for the last; (): half, three quarters and all of the way up
         lr=1e-3,  # of the heads' Adam
-        every_steps=1000,  # kNN and RankMe; after the first and the last step too
+        every_steps=1000,  # of what follows; kNN and RankMe after the first step too, all at the end
         bank_images=10_000,  # the first of data.split: where kNN looks, and RankMe's
         test_images=2000,  # the first of test_split
         test_split="validation",
+        validate=False,  # loss and accuracy on test_split, of an objective that learns labels
+        validate_images=0,  # the first of test_split alone; 0: all of it
     )
     config.run = dict(
         seed=0,
@@ -92,6 +95,7 @@ def get_config(arg: str = "") -> ConfigDict:
         reduce_dtype="float32",  # of weights' gradients, summed over devices; "bfloat16" sends half
         remat="none",  # or "names", "dots", "full": what the backward pass computes again
         max_skipped_steps=10,  # non-finite or spiking steps in a row before the run stops
+        init_ema=False,  # with its averaged weights
         init_from="",  # workdir, exported folder or weights of another library to begin with
         allow_data_change=False,  # resume on another data set than the checkpoint's
     )

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from nepa_jax.base.errors import RunDiverged, UnavailableError, UserError
 from nepa_jax.base.streams import lost_output, make_standard_streams_last
 from nepa_jax.base.text import printable
-from nepa_jax.base.verbs import SEVERAL_HOSTS, Parser, option, parse, verb, whole
+from nepa_jax.base.verbs import Parser, option, parse, verb, whole
 from nepa_jax.base.version import versions
 from nepa_jax.evals.verb import add_verbs as add_eval_verbs
 from nepa_jax.report.verb import add_verbs as add_report_verbs
+from nepa_jax.run.verb import add_verbs as add_training_verbs
 from nepa_jax.visualize.verb import add_verbs as add_picture_verbs
 
 if TYPE_CHECKING:
@@ -181,37 +182,19 @@ def data_verify(args: Namespace) -> None:
 # Training
 
 
-@verb(
-    VERBS, "pretrain", "pretrain a model; the same command resumes",
-    "--config=configs/nepa.py:S/16 --config.data.path=DIR --workdir=W; `nepa-jax configs` lists the "
-    "recipes, and configs/base.py every key",
-    CONFIG,
-    option("--workdir", help="folder for checkpoints and metrics"),
-    option("--print-config", action="store_true", help="print the config, as a file that runs again, and stop"),
-    SEVERAL_HOSTS,
-)  # fmt: skip
-def pretrain(args: Namespace) -> None:
-    from nepa_jax.config import has_own_mesh, to_json, validate
+def train(config: "ConfigDict", workdir: str) -> None:
+    from nepa_jax.train import pretrain
 
-    config = config_of(args)
-    if args.print_config:
-        print(to_json(config))
-        return
-    if args.workdir is None:
-        raise UserError("--workdir is missing; give a folder for checkpoints and metrics")
-    if not has_own_mesh(config):  # which is checked with the rest, and that needs jax
-        validate(config)
-    from nepa_jax.hosts.agree import say
-    from nepa_jax.hosts.start import failing_together, start
+    pretrain(config, workdir)
 
-    start(args.coordinator, args.processes, args.process, args.workdir)
-    with failing_together():
-        from nepa_jax.train import pretrain
 
-        pretrain(config, args.workdir)
-    if (Path(args.workdir) / "DONE").exists():
-        say(f"done: {args.workdir}/checkpoints, {args.workdir}/metrics.jsonl")
-        say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+def draw_confusion(folder: Path) -> list[str]:
+    from nepa_jax.visualize import confusion
+
+    return confusion.draw_of(folder)
+
+
+add_training_verbs(VERBS, config_of, train, draw_confusion)
 
 
 @verb(VERBS, "configs", "list the recipes: sizes, parameters, cost of a step", "")
@@ -233,6 +216,7 @@ def configs(args: Namespace) -> None:
     EMA,
     option("--encoder-only", action="store_true", help="without MAE's decoder"),
     option("--image-size", type=whole(1, 16_384), help="resample the position table to this size, px"),
+    option("--fold-layer-scale", action="store_true", help="into the maps before it: the same function"),
     option("--objective", help="a module of your own, if the checkpoint names one"),
     option("--check", action="store_true", help="compare with PyTorch, layer by layer"),
 )  # fmt: skip
@@ -242,7 +226,8 @@ def export(args: Namespace) -> None:
 
     report = export(
         args.path, args.format, args.out, ema=args.ema, step=args.step,
-        encoder_only=args.encoder_only, image_size=args.image_size, objective=args.objective,
+        encoder_only=args.encoder_only, image_size=args.image_size,
+        fold_layer_scale=args.fold_layer_scale, objective=args.objective,
     )  # fmt: skip
     print_names(report.names)
     if args.check:

@@ -20,6 +20,8 @@ from nepa_jax.data.images import ImagesLike, as_batch
 from nepa_jax.models.sizes import image_size
 from nepa_jax.objectives.base import Features, Objective, encode
 
+Leaf = jax.Array | np.ndarray
+
 
 @dataclass(frozen=True, repr=False)
 class Loaded:
@@ -29,6 +31,7 @@ class Loaded:
     objective: Objective
     config: ConfigDict
     step: int | None = None  # of its training, where that is known
+    resampling: str = "bicubic"  # of position tables, as its library does it: models/posemb.py
 
     def __repr__(self) -> str:
         model, method = self.config.model, self.config.objective.name.rpartition(".")[2]
@@ -62,20 +65,20 @@ class Loaded:
         return Features(patches, cls, (int(grid[0]), int(grid[1])))
 
 
-def load_onto(path: str, target: nnx.Module) -> Loaded:
-    """What is at ``path``, with the weights on the devices that ``target`` is on.
+def placed(leaves: Mapping[str, Leaf], target: nnx.Module, path: str) -> nnx.Module:
+    """A model of the leaves, each on the devices that it is on in ``target``.
 
     Args:
-        path: what :func:`load` opens.
+        leaves: by name, on the host or anywhere.
         target: a model of the same names and shapes.
+        path: where they come from, for the error.
 
     Raises:
-        UserError: there are no such weights, or they are of another model.
+        UserError: they are of another model.
     """
     from nepa_jax.formats.fit import Fit, Misfit
 
-    loaded = _read(path, ema=False, step=None)
-    found, wanted = named_leaves(loaded.model), named_leaves(target)
+    found, wanted = leaves, named_leaves(target)
     shapes = Fit(
         missing=sorted(wanted.keys() - found.keys()),
         unexpected=sorted(found.keys() - wanted.keys()),
@@ -86,11 +89,10 @@ def load_onto(path: str, target: nnx.Module) -> Loaded:
         ],
     )
     shapes.require_complete(path)
-    placed = {name: _like(found[name], leaf) for name, leaf in wanted.items()}
-    return replace(loaded, model=with_leaves(target, placed))
+    return with_leaves(target, {name: _like(found[name], leaf) for name, leaf in wanted.items()})
 
 
-def _like(leaf: jax.Array | np.ndarray, target: jax.Array) -> jax.Array:
+def _like(leaf: Leaf, target: jax.Array) -> jax.Array:
     """The same values where ``target`` lies; every host has them all."""
     values = np.asarray(leaf)
     return jax.make_array_from_callback(
@@ -107,12 +109,14 @@ def load(
         UserError: there are no such weights, they do not fit, or a file names an objective that is
             none of this package.
     """
-    loaded = _read(path, ema, step, objective)
+    loaded = read(path, ema, step, objective)
     return replace(loaded, model=jax.device_put(loaded.model))
 
 
-def _read(path: str, ema: bool, step: int | None, objective: str | None = None) -> Loaded:
-    """With the weights wherever reading left them."""
+def read(
+    path: str, ema: bool = False, step: int | None = None, objective: str | None = None
+) -> Loaded:
+    """As :func:`load`, with the weights wherever reading left them."""
     path = os.fspath(path)
     if not path or "://" in path:
         raise UserError(
@@ -130,7 +134,7 @@ def _read(path: str, ema: bool, step: int | None, objective: str | None = None) 
     model = jax.tree.map(np.asarray, read_model(source)[0])
     told = source.metadata.get("nepa_jax.step", "")
     known = int(told) if told.isdecimal() else None
-    return Loaded(model, source.objective, source.config, known)
+    return Loaded(model, source.objective, source.config, known, source.format.resampling)
 
 
 def _require_asked(path: str, holds: Mapping[str, str], ema: bool, step: int | None) -> None:

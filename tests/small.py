@@ -51,6 +51,14 @@ def config(method: str, path: str = "unused", **more: str) -> ConfigDict:
     return run
 
 
+def finetuning(method: str, path: str, source: str, **more: str) -> ConfigDict:
+    """A small fine-tuning run's config, not resolved; ``source``: the weights it begins with."""
+    run = load_config(f"configs/finetune.py:{method},Ti/4")
+    keys = {"objective.num_classes": "4", "run.init_from": source, "evals.every_steps": "2"}
+    apply_overrides(run, overrides("nepa", path, **more) | keys)
+    return run
+
+
 def resolved(method: str, **more: str) -> ConfigDict:
     return resolve(config(method, **more), num_examples=40, platform="cpu")
 
@@ -75,6 +83,17 @@ def write_dataset(folder: Path, seed: int, count: int = 40) -> str:
     """Labelled images of noise as prepared records; returns the folder."""
     examples = [(png(pixels), i % 4, f"{i}.png") for i, pixels in enumerate(images(count, seed))]
     prepare_arrays(examples, str(folder), classes=("a", "b", "c", "d"))
+    return str(folder)
+
+
+def write_labelled(folder: Path, counts: dict[str, int]) -> str:
+    """Images whose brightness is their class, in several splits; returns the folder."""
+    for split, count in counts.items():
+        pixels = (
+            images(count, seed=len(split)) // 4 + 60 * (np.arange(count) % 4)[:, None, None, None]
+        )
+        examples = [(png(one.astype(np.uint8)), i % 4, f"{i}.png") for i, one in enumerate(pixels)]
+        prepare_arrays(examples, str(folder), split=split, classes=("a", "b", "c", "d"))
     return str(folder)
 
 

@@ -40,6 +40,21 @@ def state_parts(state: TrainState) -> dict[str, Leaves]:
     return {part: leaves for part, tree in parts.items() if (leaves := named_leaves(tree))}
 
 
+@dataclasses.dataclass(frozen=True)
+class These(policies.PreservationPolicy):
+    """Keeps the checkpoints of some steps, as long as they are in the set."""
+
+    steps: set[int]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of the run in a workdir, at ``WORKDIR/checkpoints/STEP``.
 
@@ -52,6 +67,8 @@ class Checkpoints:
         keep = [policies.LatestN(keep_last)]
         if keep_every_steps:
             keep.append(policies.EveryNSteps(keep_every_steps))
+        self.also_kept: set[int] = set()  # steps
+        keep.append(These(self.also_kept))
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
         self.saved_step = 0  # of the newest that is complete, as far as this start knows
         self._newest = 0  # restored, or handed to orbax

@@ -58,7 +58,7 @@ def open_weights(checkpoint: Checkpoint, ema: bool, chosen: str | None = None) -
     if ema and "ema" not in meta.leaves:
         raise UserError(
             f"{checkpoint.folder}: holds no average (its run has optim.ema_decay = none, or it was "
-            "imported); leave out --ema"
+            "imported); take the raw weights: leave out --ema, or run.init_ema=false"
         )
     objective = saved_objective(config, str(checkpoint.folder), chosen)
     shapes = abstract_model(objective.init_model, config)

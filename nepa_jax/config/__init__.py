@@ -13,7 +13,12 @@ from nepa_jax.config.recipes import (
 )
 from nepa_jax.config.resolution import evaluation_data, loader_config, resolve
 from nepa_jax.config.saved import from_json, to_json
-from nepa_jax.config.validation import has_own_mesh, model_problems, validate
+from nepa_jax.config.validation import (
+    has_own_mesh,
+    model_problems,
+    require_labels,
+    validate,
+)
 
 __all__ = [
     "CONFIGS",
@@ -31,6 +36,7 @@ __all__ = [
     "recipe_files",
     "recipe_module",
     "refuse",
+    "require_labels",
     "resolve",
     "to_json",
     "validate",

@@ -74,6 +74,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
         "every": Bound("(0, 1e12]", "1000"),
         "bank_images": Bound("[20, 10000000]", "10000"),
         "test_images": Bound("[1, 10000000]", "2000"),
+        "validate_images": Bound("[0, 10000000]", "0, for all"),
     },
     "run": {
         "seed": Bound("[0, 4294967295]", "0"),

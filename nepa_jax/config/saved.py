@@ -52,15 +52,27 @@ RENAMED = (
 # The section of a run's config that came last.
 _NO_EVALS = dict(
     online=False, layers=(), lr=1e-3, every_steps=1000, bank_images=10_000, test_images=2000,
-    test_split="validation",
+    test_split="validation", validate=False, validate_images=0,
 )  # fmt: skip
 
 # Keys that configs saved earlier lack, with what such a config stands for.
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "model": dict(qkv_bias=True, qk_norm_bias=False),
-    "run": dict(residual_dtype="float32"),
+    "run": dict(residual_dtype="float32", init_ema=False),
+    "checkpoint": dict(keep_best=False),
+    "evals": dict(validate=False, validate_images=0),
     "data": dict(masks=False, max_class_share=1.0),
     "log": dict(loggers="", pictures_every_steps=0),
+    "optim": dict(
+        layer_decay=None,
+        layer_decay_end=None,
+        layer_decay_ramp="cosine",
+        layer_decay_offset=0,
+        layer_warmup=False,
+        head_lr=None,
+        freeze_patch_embed=False,
+        decay_tokens=True,
+    ),
     "nepa_jax.objectives.nepa": dict(causal=True, shift=1, stop_gradient=True),
     "nepa_jax.objectives.mae": dict(decoder_mlp_ratio=4.0),
     "nepa_jax.objectives.supervised": dict(
@@ -72,6 +84,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         cutmix_box="timm-1.0.31",
         label_smoothing=0.0,
         erase_prob=0.0,
+        head_init=0.0,
     ),
 }
 
@@ -109,7 +122,7 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
 
 def with_later_keys(config: ConfigDict) -> ConfigDict:
     """The config itself, with the keys that came after it was written."""
-    sections = {name: _place(config, name)[0] for name in ("model", "run", "data", "log")}
+    sections = {name: _place(config, name)[0] for name in (*_LATER_KEYS,) if "." not in name}
     objective = _place(config, "objective")[0]
     for keys, section in {**sections, objective.get("name", ""): objective}.items():
         for name, value in _LATER_KEYS.get(keys, {}).items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from nepa_jax.base.errors import UserError
 from nepa_jax.base.sections import section_problems, shown
 from nepa_jax.config.keys import (
     CHOICES,
@@ -125,6 +126,16 @@ def _name_problems(name: Any) -> list[str]:
         f"{line}there is no such module, neither installed nor in PYTHONPATH, beside the config or in "
         f"{here}; try {near[0] if near else known}"
     ]
+
+
+def require_labels(config: ConfigDict) -> None:
+    """Raises UserError if the config is none to fine-tune by: it learns without labels."""
+    name = config.objective.get("name")
+    if name in (f"{OWN_OBJECTIVES}.nepa", f"{OWN_OBJECTIVES}.mae"):
+        raise UserError(
+            f"objective.name = {name}: is for `nepa-jax pretrain`; fine-tuning takes a config that learns "
+            "labels, such as --config=configs/finetune.py:nepa,B/14"
+        )
 
 
 def has_own_mesh(config: ConfigDict) -> bool:

@@ -22,6 +22,7 @@ from nepa_jax.formats.config_tables import CONFIG_TABLES
 from nepa_jax.formats.configs import export_config
 from nepa_jax.formats.convert import array_shapes, entries, stream_arrays
 from nepa_jax.formats.fit import Fit
+from nepa_jax.formats.fold import folded, has_layer_scale
 from nepa_jax.formats.sources import PROVENANCE
 from nepa_jax.formats.tables import Format, known_format
 from nepa_jax.objectives import encoder
@@ -50,6 +51,7 @@ def export(
     step: int | None = None,
     encoder_only: bool = False,
     image_size: int | None = None,
+    fold_layer_scale: bool = False,
     objective: str | None = None,
 ) -> ExportReport:
     """Writes the weights of a run in another library's format.
@@ -64,6 +66,7 @@ def export(
         step: which checkpoint of a workdir; None: the newest sound one.
         encoder_only: leave out decoder and head.
         image_size: resample position tables for square images of this side, px.
+        fold_layer_scale: multiply LayerScale into the maps before it.
         objective: a module of the user's own, where the checkpoint names one outside of the package.
 
     Raises:
@@ -78,14 +81,14 @@ def export(
         model, config = weights.model, weights.provenance.config
         if encoder_only and config.objective.name != encoder.NAME:
             model, config = encoder_alone(model, config)
+        if fold_layer_scale:
+            model, config = without_layer_scale(model, config)
         if image_size is not None:
-            _check_side(image_size, config.model.patch_size)
-            model, config = resize_model(model, config, image_size, table.resampling)
+            model, config = _resized(model, config, image_size, table.resampling)
         theirs = export_config(config, name)
         provenance = describe_origin(weights, config, name, ema)
-        metrics = metrics_at(path, weights.step)
-        written = put(out, lambda folder: _write_folder(
-            folder, model, table, config, theirs, provenance, metrics))  # fmt: skip
+        last = metrics_at(path, weights.step)
+        written = put(out, lambda folder: _write_folder(folder, model, table, config, theirs, provenance, last))  # fmt: skip
         return ExportReport(written, names_of(model, table), provenance)
 
     return newest_sound(find_checkpoints(path, step), written_from)
@@ -103,13 +106,36 @@ def encoder_alone(model: nnx.Module, config: ConfigDict) -> tuple[nnx.Module, Co
     return with_leaves(shapes, named_leaves(model)), alone
 
 
-def _check_side(side: int, patch: int) -> None:
+def without_layer_scale(model: nnx.Module, config: ConfigDict) -> tuple[nnx.Module, ConfigDict]:
+    """The same function of a model without LayerScale, and its config.
+
+    Raises:
+        UserError: it has none.
+    """
+    leaves = named_leaves(model)
+    if not has_layer_scale(leaves):
+        raise UserError(
+            "--fold-layer-scale: this model has no LayerScale (model.layer_scale_init = none); leave "
+            "it out"
+        )
+    bare = ConfigDict(config.to_dict())
+    with bare.ignore_type():
+        bare.model.layer_scale_init = None
+    shapes = abstract_model(load_objective(bare.objective.name).init_model, bare)
+    return with_leaves(shapes, folded(leaves)), bare
+
+
+def _resized(
+    model: nnx.Module, config: ConfigDict, side: int, rule: str
+) -> tuple[nnx.Module, ConfigDict]:
     """Raises UserError for images that no attention over all patches could take."""
+    patch = config.model.patch_size
     if (side // patch) ** 2 > MAX_PATCHES:
         raise UserError(
             f"--image-size={side}: makes {side // patch:,} x {side // patch:,} patches, more than "
             f"{MAX_PATCHES:,}; try {24 * patch}"
         )
+    return resize_model(model, config, side, rule)
 
 
 def describe_origin(weights: Weights, config: ConfigDict, name: str, ema: bool) -> dict[str, str]:

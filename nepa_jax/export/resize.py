@@ -1,6 +1,5 @@
 """Position tables of another grid, by the rule of the library that will load them."""
 
-import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -8,6 +7,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves, with_leaves
 from nepa_jax.formats.constants import class_and_sincos
+from nepa_jax.models.posemb import resample
 from nepa_jax.objectives.base import abstract_model, load_objective
 
 
@@ -46,43 +46,3 @@ def _resized_table(model: nnx.Module, leaves: dict, grid: tuple[int, int], rule:
     else:
         table = np.asarray(leaves["vit/pos_embed"])
     return np.concatenate([table[:1], resample(table[1:], config.grid, grid, rule)])
-
-
-def resample(
-    table: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int], rule: str
-) -> np.ndarray:
-    """A patch table [N, D] on another grid: float32 [N', D].
-
-    ``bicubic`` is PyTorch's interpolate without corner alignment (Transformers, MAE's code),
-    ``bicubic_antialias`` the same with antialiasing (timm), ``linear`` aligns corners (big_vision).
-    """
-    plane = table.reshape(*grid, -1)
-    if rule == "bicubic_antialias":
-        shape = (*new_grid, plane.shape[-1])
-        plane = np.asarray(jax.image.resize(plane, shape, method="bicubic"))
-    else:
-        weights = cubic_weights if rule == "bicubic" else linear_weights
-        rows, columns = (weights(old, new) for old, new in zip(grid, new_grid, strict=True))
-        plane = np.einsum("ai,bj,ijd->abd", rows, columns, plane)
-    return plane.reshape(-1, table.shape[1]).astype(np.float32)
-
-
-def cubic_weights(old: int, new: int) -> np.ndarray:
-    """Keys' cubic convolution with a = -0.75, borders repeated: [new, old]."""
-    a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = np.zeros((new, old))
-    for tap in range(-1, 3):
-        place = np.floor(centre) + tap
-        x = np.abs(centre - place)
-        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-        column = np.clip(place, 0, old - 1).astype(int)
-        np.add.at(weights, (np.arange(new), column), np.where(x <= 1, near, far))
-    return weights
-
-
-def linear_weights(old: int, new: int) -> np.ndarray:
-    """Linear interpolation with the first and last points kept: [new, old]."""
-    places = np.linspace(0, old - 1, new)
-    return np.stack([np.interp(places, np.arange(old), row) for row in np.eye(old)], axis=1)

@@ -118,6 +118,17 @@ class Objective(Protocol):
     def pictures(self, model: Any, images: jax.Array) -> Pictures:
         """What to look at while it trains, of images uint8 [B, H, W, C]; pure and deterministic."""
 
+    CARRIES: str
+    """Of one that stands on an encoder: the prefix of the names that it takes of a model which learned
+    something else; the rest begins anew."""
+
+    def measure(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Of one that learns labels: what is said of each image of a test split, arrays [B, …];
+        deterministic. ``prediction`` and ``loss`` of a classifier are written to a file at the end."""
+
+    def means(self, rows: Mapping[str, Any]) -> dict[str, float]:
+        """What is logged of these, all images together, as ``eval/NAME``."""
+
     alarms: Sequence[Alarm]
     """What a user should hear of while it trains."""
 

@@ -27,7 +27,8 @@ def print_catalogue() -> None:
         print(f"\n{path.name}: {module.__doc__.strip().splitlines()[0]}")
         if presets:
             print(
-                f"  presets: {', '.join(presets)}; the first unless named, as in {path.name}:B/14,{presets[-1]}"
+                f"  presets: {', '.join(presets)}; the first unless named, as in "
+                f"{path.name}:{module.ARGUMENTS[0]},{presets[-1]}"
             )
     print(f"\nevery key with its default: {CONFIGS / 'base.py'}")
 

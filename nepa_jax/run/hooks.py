@@ -140,7 +140,7 @@ def check_end(state: TrainState) -> None:
 
 
 class CheckpointHook:
-    """Saves every n steps, once by time before the first of these, and at the end.
+    """Saves every n steps, once by time before the first of these, at the end, and what is wanted.
 
     A state is always finite: see step.make_update.
     """
@@ -152,7 +152,9 @@ class CheckpointHook:
         checkpoints: Checkpoints,
         provenance: Provenance,
         goodput: Goodput,
+        wanted: Callable[[int], bool] = lambda step: False,
     ):
+        self._wanted = wanted  # of a step: by what was found in its evaluation
         self._every = every
         self._first_s = 60 * first_minutes
         self._checkpoints = checkpoints
@@ -165,7 +167,7 @@ class CheckpointHook:
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._checkpoints.check()
         self._steps += 1
-        if step % self._every == 0 or self._first_is_due():
+        if step % self._every == 0 or self._wanted(step) or self._first_is_due():
             self._save(step, state)
 
     def _first_is_due(self) -> bool:

@@ -9,6 +9,7 @@ import small
 from golden import LOSS_ATOL, OUTPUT_ATOL, assert_classifier, assert_gradients, hidden_states
 
 from nepa_jax import optim, step
+from nepa_jax.config import base_config
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.models import rope
 from nepa_jax.objectives import nepa
@@ -84,17 +85,8 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
     case = golden.load_case("nepa_train20")
     config = golden.case_config(case.meta["config"])
     config.model.update(pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    config.optim = dict(
-        lr=1e-3,
-        b1=0.9,
-        b2=0.95,
-        eps=1e-8,
-        weight_decay=0.05,
-        clip_norm=None,
-        spike_factor=None,
-        ema_decay=None,
-        accum_steps=1,
-    )
+    config.optim = base_config().optim
+    config.optim.lr = 1e-3
     config.schedule = dict(warmup_steps=5, total_steps=20, final_lr=0.0)
     config.run.seed = 0
     config.mesh = dict(data=1, fsdp=1, tensor=1)

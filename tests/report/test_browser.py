@@ -124,6 +124,9 @@ def test_values_appear_under_the_pointer(browser, both, runs):
         rows = map(json.loads, (runs / "b" / "metrics.jsonl").read_text().splitlines())
         logged = next(row["train/lr"] for row in rows if row["step"] == step)
         assert page.evaluate("(value) => shown(value)", logged) in text
+        others = "[...charts.byKey.values()].filter(({chart}) => chart.seen).map(({chart}) => chart.hovered)"
+        (there,) = set(page.evaluate(others))  # the same place in all charts
+        assert abs(there - step) <= 60
         page.mouse.move(5, 5)
         assert tip.is_hidden()
         chart.focus()

@@ -37,7 +37,7 @@ class Heads:
     count: jax.Array  # int32 [], batches learned from
 
 
-Look = Callable[[Heads, jax.Array, jax.Array], tuple[Heads, Metrics]]
+Look = Callable[[Heads, jax.Array, jax.Array, jax.Array], tuple[Heads, Metrics, jax.Array]]
 
 
 def chosen_layers(config: ConfigDict) -> tuple[int, ...]:
@@ -86,16 +86,23 @@ def no_heads(layers: int, width: int, num_classes: int) -> Heads:
 
 
 def looking(config: ConfigDict, mesh: Mesh) -> Look:
-    """Jitted: heads, which are donated, features of every layer [depth, B, D] and labels int32 [B]
-    -> heads one batch further, and their running accuracies as ``eval/linear/layer_N``."""
+    """Jitted: heads, features of every layer [depth, B, D], labels int32 [B] and the number of the step
+    -> heads one batch further, their running accuracies as ``eval/linear/layer_N``, and that number.
+
+    Heads and number are donated. What takes the number waits for the heads: on devices that are threads of
+    several processes, two programs with sums over all of them must not run at a time.
+    """
     layers = chosen_layers(config)
 
-    def look(heads: Heads, pooled: jax.Array, labels: jax.Array) -> tuple[Heads, Metrics]:
+    def look(
+        heads: Heads, pooled: jax.Array, labels: jax.Array, step: jax.Array
+    ) -> tuple[Heads, Metrics, jax.Array]:
         after = learned(heads, pooled[jnp.array(layers) - 1], labels, config.evals.lr)
         names = [f"eval/linear/layer_{layer}" for layer in layers]
-        return after, dict(zip(names, after.top1, strict=True))
+        seen = dict(zip(names, after.top1, strict=True))
+        return jax.lax.optimization_barrier((after, seen, step))
 
-    return jax.jit(look, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(look, donate_argnums=(0, 3), out_shardings=replicated(mesh))
 
 
 def learned(heads: Heads, x: jax.Array, labels: jax.Array, lr: float) -> Heads:

@@ -30,6 +30,7 @@ STEP = "tests/test_step.py::"
 TRAIN = "tests/test_train.py::"
 LOADER = "tests/data/test_loader.py::"
 PICTURES = "tests/visualize/"
+LOGGERS = "tests/run/loggers/"
 
 LAYOUTS = "tests/test_mesh.py::test_every_layout_gives_the_losses_of_one_device"
 PROCESSES = (
@@ -317,6 +318,30 @@ MUTANTS = (
         (
             f"{PICTURES}test_pca.py::test_a_layer_that_only_turns_the_one_before_round_keeps_its_colours",
         ),
+    ),
+    Mutant(
+        "steps that are done again sent to a logger again",
+        "run/loggers/resuming.py",
+        "self._had = self._has = had",
+        "self._had, self._has = Mark(), had",
+        (
+            f"{LOGGERS}test_resuming.py::test_a_run_goes_on_under_its_id_and_no_step_comes_twice",
+            f"{LOGGERS}test_resuming.py::test_pictures_come_once_too",
+        ),
+    ),
+    Mutant(
+        "a loop that waits for its slowest logger",
+        "run/loggers/background.py",
+        "self._calls.put_nowait(call)",
+        "self._calls.put(call, timeout=3)",
+        (f"{LOGGERS}test_background.py::test_a_slow_tool_holds_nothing_up_and_is_told_of_once",),
+    ),
+    Mutant(
+        "a reconstruction without the patch's mean and contrast",
+        "objectives/mae.py",
+        "    if model.norm_pix_loss:\n        predictions = denorm",
+        "    if False:\n        predictions = denorm",
+        ("tests/objectives/test_pictured.py::test_a_perfect_prediction_rebuilds_the_image",),
     ),
 )
 

@@ -203,7 +203,8 @@ def timm_config(config: ConfigDict, theirs: dict[str, Any]) -> dict[str, Any]:
             "input_size": [config.model.in_channels, height, width],
             "fixed_input_size": True,
             "interpolation": config.data.interpolation,
-            "crop_pct": 1.0,
+            # Of a classifier that of its accuracy; an encoder takes images whole.
+            "crop_pct": config.data.crop_pct if theirs["num_classes"] else 1.0,
             "mean": list(config.model.pixel_mean),
             "std": list(config.model.pixel_std),
             "num_classes": theirs["num_classes"],

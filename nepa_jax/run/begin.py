@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.checkpoint.saving import config_changes
+from nepa_jax.config import flat_keys
 from nepa_jax.formats.constants import class_and_sincos
 from nepa_jax.formats.fold import folded, has_layer_scale
 from nepa_jax.hosts.agree import say
@@ -45,10 +46,11 @@ def first_weights(
         UserError: there are none, or they do not fit.
     """
     loaded = read(path, ema=config.run.init_ema)
+    known = flat_keys(loaded.config)
     changes = [
         change
         for key, change in config_changes(loaded.config, config).items()
-        if key.startswith("model.") or key == "objective.causal"
+        if key.startswith("model.") or (key == "objective.causal" and key in known)
     ]
     leaves = named_leaves(loaded.model)
     carried = Carried(leaves)
@@ -114,6 +116,8 @@ def carry(
 def require_same_encoder(path: str, theirs: ConfigDict, ours: ConfigDict) -> None:
     """Raises UserError with the keys that differ, as they are to be given."""
     differing = [key for key in ARCHITECTURE if theirs.model[key] != ours.model[key]]
+    if theirs.model.layer_scale_init is None and ours.model.layer_scale_init is not None:
+        differing.append("layer_scale_init")  # the other way round it is folded
     if differing:
         shown = ", ".join(f"model.{key} = {ours.model[key]}" for key in differing)
         remedy = " ".join(

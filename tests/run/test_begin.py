@@ -59,7 +59,8 @@ def test_the_encoder_computes_what_it_did(encoders, method, capsys):
 def test_an_export_begins_as_its_workdir_does(encoders, method, tmp_path):
     fold = method == "mae"  # whose layout has no LayerScale
     export(encoders[method], method, str(tmp_path / "export"), fold_layer_scale=fold)
-    config = resolved(method, encoders[method])
+    scale = "none" if fold else "1.0"
+    config = resolved(method, encoders[method], model__layer_scale_init=scale)
     of_run, of_export = (
         named_leaves(begun(config, path)) for path in (encoders[method], str(tmp_path / "export"))
     )

@@ -11,13 +11,14 @@ and they combine.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from nepa_jax.base.errors import UserError
@@ -158,10 +159,44 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(axes, x.ndim, ACTIVATION_RULES))
+    rules = {name: _divided(on, mesh) for name, on in ACTIVATION_RULES.items()}
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.ndim, rules))
+
+
+def _divided(on: str | tuple[str, ...], mesh: AbstractMesh) -> tuple[str, ...]:
+    """Of mesh axes, those along which this trace has the whole array: not one device's own part."""
+    axes = (on,) if isinstance(on, str) else on
+    return tuple(axis for axis in axes if axis not in mesh.manual_axes)
 
 
 # Batches
+
+
+def apart_along_data(
+    function: Callable[[Any, Any], tuple[Any, Any]], whole: Any, rows: Any
+) -> tuple[Any, Any]:
+    """``function(whole, rows)`` of the rows at each place along ``data`` by themselves, all put together.
+
+    So what it sums over microbatches is reduced over devices once. With parameters split over
+    ``fsdp`` every microbatch gathers and scatters anyway: then, as without a mesh, it is called plainly.
+
+    Args:
+        function: gives means over its rows, and arrays [parts, layers, B, …] of single rows.
+        rows: arrays [parts, B, …].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1 or mesh.shape["fsdp"] > 1:
+        return function(whole, rows)
+
+    def here(whole: Any, rows: Any) -> tuple[Any, Any]:
+        means, single = function(whole, rows)
+        return jax.lax.pmean(means, "data"), single
+
+    spread = PartitionSpec(None, "data"), PartitionSpec(None, None, "data")
+    return jax.shard_map(
+        here, mesh=mesh, axis_names={"data"}, in_specs=(PartitionSpec(), spread[0]),
+        out_specs=(PartitionSpec(), spread[1]), check_vma=False,
+    )(whole, rows)  # fmt: skip
 
 
 def rows_per_device(rows: int) -> int:

@@ -16,7 +16,13 @@ from ml_collections import ConfigDict
 
 from nepa_jax.base.compiler import compiler_options
 from nepa_jax.base.keys import named_key
-from nepa_jax.mesh import batch_sharding, layer_sharding, replicated, state_shardings
+from nepa_jax.mesh import (
+    apart_along_data,
+    batch_sharding,
+    layer_sharding,
+    replicated,
+    state_shardings,
+)
 from nepa_jax.objectives.base import Aux, Batch, Metrics, Objective
 from nepa_jax.objectives.watch import Heads, Look, heads_for, looking
 from nepa_jax.optim import learning_rate, make_optimizer, trained_alone
@@ -250,27 +256,45 @@ def gradients(
     objective: Objective, state: TrainState, batch: Batch, key: jax.Array, accum_steps: int
 ) -> tuple[jax.Array, Aux, nnx.Module]:
     """Loss, aux and gradients of the mean over the batch; microbatches one after the other."""
-
-    def grad(rows: Batch) -> tuple[Any, jax.Array | None]:
-        """What is a mean over images, and what is not."""
-        with_aux = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, aux), grads = with_aux(state.model, state.extra, rows, key)
-        return ((loss, aux._replace(pooled=None)), grads), aux.pooled
-
+    whole = state.model, state.extra, key
     if accum_steps == 1:
-        ((loss, aux), grads), pooled = grad(batch)
+        ((loss, aux), grads), pooled = of_rows(objective, *whole, batch)
         return loss, evaluated(aux, pooled), grads
+    microbatches = jax.tree.map(lambda rows: split_rows(rows, accum_steps), batch)
+    one_by_one = partial(accumulated, objective)
+    if getattr(objective, "images_apart", False):
+        one_by_one = partial(apart_along_data, one_by_one)
+    ((loss, aux), grads), pooled = one_by_one(whole, microbatches)
+    return loss, evaluated(aux, jax.tree.map(join_rows, pooled)), grads
 
-    def accumulate(total: Any, microbatch: Batch) -> tuple[Any, jax.Array | None]:
-        means, pooled = grad(microbatch)
+
+def of_rows(
+    objective: Objective, model: nnx.Module, extra: Any, key: jax.Array, rows: Batch
+) -> tuple[Any, jax.Array | None]:
+    """What is a mean over images, and what is not: ((loss, aux), gradients) and vectors of each."""
+    with_aux = jax.value_and_grad(objective.loss, has_aux=True)
+    (loss, aux), grads = with_aux(model, extra, rows, key)
+    return ((loss, aux._replace(pooled=None)), grads), aux.pooled
+
+
+def accumulated(
+    objective: Objective, whole: tuple[nnx.Module, Any, jax.Array], microbatches: Batch
+) -> tuple[Any, jax.Array | None]:
+    """:func:`of_rows` of microbatches [parts, B / parts, …]: their mean, and [parts, …] of the rest."""
+    model, extra, key = whole
+
+    def accumulate(total: Any, rows: Batch) -> tuple[Any, jax.Array | None]:
+        # Cast anew in every microbatch: of kernels cast once, TPUs copy all layers' in every layer.
+        own, rows = jax.lax.optimization_barrier((model, rows))
+        means, pooled = of_rows(objective, own, extra, key, rows)
         return jax.tree.map(jnp.add, total, means), pooled
 
-    microbatches = jax.tree.map(lambda rows: split_rows(rows, accum_steps), batch)
-    shapes, _ = jax.eval_shape(grad, jax.tree.map(lambda rows: rows[0], microbatches))
+    first = jax.tree.map(lambda rows: rows[0], microbatches)
+    shapes, _ = jax.eval_shape(partial(of_rows, objective), *whole, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, pooled = jax.lax.scan(accumulate, zeros, microbatches)
-    (loss, aux), grads = jax.tree.map(lambda leaf: leaf / accum_steps, total)
-    return loss, evaluated(aux, jax.tree.map(join_rows, pooled)), grads
+    parts = len(jax.tree.leaves(microbatches)[0])
+    return jax.tree.map(lambda leaf: leaf / parts, total), pooled
 
 
 def evaluated(aux: Aux, pooled: jax.Array | None) -> Aux:

@@ -19,6 +19,7 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.mesh import host_part, make_mesh, mesh_problems, put_batch, state_shardings
 from nepa_jax.objectives.base import load_objective
+from nepa_jax.plan import hlo
 from nepa_jax.step import abstract_state, make_update
 
 LAYOUTS = {
@@ -39,8 +40,8 @@ def config(method: str, layout: str = "data", **changes: str):
 
 
 @cache
-def compiled(method: str, layout: str):
-    run = config(method, layout)
+def compiled(method: str, layout: str, **changes: str):
+    run = config(method, layout, **changes)
     objective, mesh = load_objective(run.objective.name), make_mesh(run)
     state = abstract_state(run, objective, mesh)
     batch = put_batch({"image": small.images(BATCH)}, mesh)
@@ -66,6 +67,17 @@ def test_data_parallel_reduces_each_gradient_once_and_moves_nothing_else(method)
     assert sum(len(shape) > 1 and math.prod(shape) >= 24 * 24 for shape in found["all-reduce"]) == (
         len(kernels)
     )
+
+
+@pytest.mark.parametrize("method", ["nepa", "mae"])
+def test_accumulation_reduces_gradients_once_a_step(method):
+    """As many bytes move as without: none of them for each microbatch."""
+    once, parts = (
+        hlo.collectives(hlo.read(compiled(method, "data", **changes).as_text()))
+        for changes in ({}, {"optim__accum_steps": "2"})
+    )
+    assert set(parts) == {"all-reduce"}
+    assert parts["all-reduce"].bytes == pytest.approx(once["all-reduce"].bytes, rel=0.02)
 
 
 def load_model(method: str):

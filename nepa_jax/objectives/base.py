@@ -132,6 +132,10 @@ class Objective(Protocol):
     alarms: Sequence[Alarm]
     """What a user should hear of while it trains."""
 
+    images_apart: bool
+    """Whether the loss of an image depends on no other of the batch. Then, under accumulation, each
+    device may sum up its own images' gradients first; left out, it may not."""
+
 
 REQUIRED = ("init_model", "loss", "encode", "describe")
 # What a file may make us import.

@@ -51,6 +51,8 @@ BOUNDS = {
     "decoder_mlp_ratio": Bound("(0, 64]", "4.0"),
 }
 
+images_apart = True
+
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""

@@ -65,6 +65,8 @@ alarms = (
     ),
 )
 
+images_apart = True
+
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""

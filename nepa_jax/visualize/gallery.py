@@ -97,7 +97,8 @@ def checked(gallery: Gallery) -> Gallery:
 def _no_decoder(gallery: Gallery) -> str | None:
     model, ratios = gallery.loaded.model, gallery.choice.mask_ratios
     if not isinstance(model, mae.MAE):
-        return _lacks(gallery, "predict no pixels", "MAE's decoder")
+        alone = "without MAE's decoder; give the workdir, or an export of all of it"
+        return _lacks(gallery, "predict no pixels", alone)
     if not reconstruct.usable(ratios, min(map(gallery.num_patches, gallery.images))):
         return (
             "every mask ratio removes all patches of an image; give smaller ones, or larger images"
@@ -107,16 +108,17 @@ def _no_decoder(gallery: Gallery) -> str | None:
 
 def _no_prediction(gallery: Gallery) -> str | None:
     if not isinstance(gallery.loaded.model, nepa.NEPA):
-        return _lacks(gallery, "predict no embeddings", "what NEPA's objective is")
+        alone = (
+            "of which nothing says that it predicts; give NEPA's workdir, or --format=nepa of it"
+        )
+        return _lacks(gallery, "predict no embeddings", alone)
     return None
 
 
-def _lacks(gallery: Gallery, what: str, part: str) -> str:
+def _lacks(gallery: Gallery, what: str, alone: str) -> str:
+    """Why weights of other objectives, or those of an encoder alone, cannot give a picture."""
     if isinstance(gallery.loaded.model, encoder.Encoder):
-        return (
-            f"these weights are an encoder alone, without {part}; give the workdir, or an export of "
-            "all of it"
-        )
+        return f"these weights are an encoder alone, {alone}"
     name = gallery.loaded.config.objective.name.rpartition(".")[2]
     return f"weights of the objective {name} {what}"
 

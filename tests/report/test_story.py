@@ -8,7 +8,9 @@ import time
 import pytest
 import told
 
+from nepa_jax.evals import results
 from nepa_jax.report import page, story
+from nepa_jax.report.evaluations import read_evaluations
 from nepa_jax.report.workdirs import find_workdirs
 
 
@@ -54,6 +56,22 @@ def test_evaluations_by_layer_with_the_untrained_encoder(run):
     assert not rank["per_cent"] and rank["chance"] is None and rank["best"] is None
     assert tell(run)["results"] == [["probe", "value"], ["knn", "0.32"], ["a, b", "0.1"]]
     assert tell(run)["card"].startswith("# What")
+
+
+def test_what_eval_writes_is_what_the_page_reads(tmp_path):
+    rows = [{"layer": n, "pool": "mean", "top1": n / 10, "held_out": n / 20} for n in range(3)]
+    protocol = {"train_images": 30, "test_images": 10}
+    found = results.outcome(protocol, rows, rows, chance=0.25)
+    facts = dict(weights="runs/a", step=7, checksum="c", data="data/photos", train_split="train",
+                 test_split="validation", attention="causal")  # fmt: skip
+    saved = results.report("knn", facts, found, results.outcome(protocol, rows[:2], rows[:2]))
+    results.write(tmp_path / "eval", saved)
+    notes = []
+    told_of = read_evaluations(tmp_path / "eval", notes)
+    (knn,) = told_of.reports
+    assert notes == [] and (knn["number"], knn["layer"], knn["chance"]) == (0.2, 2, 0.25)
+    assert knn["by_layer"] == [[0, 0.0], [1, 0.1], [2, 0.2]] and knn["untrained"] is None
+    assert told_of.table[0][0] == "probe" and told_of.table[1][:3] == ["knn", "runs/a", "7"]
 
 
 def test_alarms_say_from_when_to_when(tmp_path):

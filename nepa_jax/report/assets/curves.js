@@ -76,7 +76,7 @@ function grouped(runs) {
     const keys = [...left].filter(belongs);
     keys.forEach((key) => left.delete(key));
     const place = (key) => (first.includes(key) ? first.indexOf(key) : first.length);
-    keys.sort((a, b) => place(a) - place(b) || a.localeCompare(b));
+    keys.sort((a, b) => place(a) - place(b) || a.localeCompare(b, "en", { numeric: true }));
     if (keys.length) groups.push([title, keys]);
   }
   return groups;

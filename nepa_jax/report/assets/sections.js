@@ -237,7 +237,7 @@ function configs(runs) {
     ...which.map((run) => ({ title: run.name, value: (key) => run.config[key], cell: (key) => el("code", {}, run.config[key] ?? MISSING) }))];
   return section("config", "Config",
     known.length < 2 ? null : differ.length ? [el("h3", {}, "What differs"), table("difference-table", columns(known), differ)] : el("p", {}, "These runs have the same config."),
-    more("whole-config", `All ${keys.length} keys`, table("config-table", columns(known.length < 4 ? known : known.slice(0, 4)), keys)));
+    more("whole-config", `All ${keys.length} keys`, table("config-table", columns(known), keys)));
 }
 
 function commands(runs) {

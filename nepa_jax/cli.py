@@ -303,7 +303,7 @@ def plan(args: Namespace) -> None:
 @verb(
     VERBS, "bench", "measure the step, the input pipeline, both together, saving, features, or linear probes",
     "step --config=configs/nepa.py:S/16 --config.data.batch_size=16",
-    option("what", choices=("step", "data", "e2e", "checkpoint", "export", "features", "heads")),
+    option("what", choices=("step", "data", "e2e", "checkpoint", "export", "features", "heads", "online")),
     CONFIG,
     option("--against", choices=("torch",), help="bench step, data: in turns with the same in PyTorch"),
     option("--where", action="store_true", help="bench step: what the parts of the model take"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,14 +28,17 @@ from nepa_jax.bench.torch_step import (
 from nepa_jax.checkpoint.meta import Provenance
 from nepa_jax.checkpoint.saving import Checkpoints
 from nepa_jax.data.loader import Loader
+from nepa_jax.data.records import open_dataset
 from nepa_jax.mesh import make_mesh, put_batch
 from nepa_jax.objectives.base import Batch, load_objective
 from nepa_jax.plan.chips import mfu
 from nepa_jax.plan.hlo import read
 from nepa_jax.plan.where import work_by_part
 from nepa_jax.run.feed import DeviceBatches
+from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import MetricsHook
 from nepa_jax.run.metrics import Throughput
+from nepa_jax.run.online import evaluation
 from nepa_jax.run.report import NoReport
 from nepa_jax.step import (
     TrainState,
@@ -136,11 +140,11 @@ class _Bare:
 
     def __init__(self, prepared: Prepared):
         self._update, self._batch = prepared.update, prepared.fixed.batch(0)
-        self._state = prepared.state
+        self.state = prepared.state
 
     def run(self, seconds: float) -> float:
         """Steps for some seconds; returns those of a step."""
-        steps, elapsed, self._state = _run_bare(self._update, self._state, self._batch, seconds)
+        steps, elapsed, self.state = _run_bare(self._update, self.state, self._batch, seconds)
         return elapsed / steps
 
 
@@ -180,6 +184,39 @@ def _run_bare(
         previous, steps = metrics, steps + 1
     jax.block_until_ready(previous)
     return steps, time.perf_counter() - began, state
+
+
+def bench_online(config: ConfigDict) -> Result:
+    """What it costs to watch a run (``evals.online``): its steps with linear heads and without, in turns.
+
+    ``heads_over_step`` is what the heads add to a step, as a share: the median of the rounds. Where the
+    config names data, ``evaluation_s`` is the time of kNN and RankMe once, after one that compiles, and
+    ``evaluation_over_steps`` its share of the ``evals.every_steps`` steps between two.
+    """
+    config = ConfigDict(config.to_dict())
+    config.evals.online = True
+    on = _prepared(config)
+    config, objective = on.config, load_objective(config.objective.name)
+    bare = create_state(config, objective, abstract_state(config, objective, on.mesh))
+    sides = {"on": _Bare(on), "off": _Bare(on._replace(state=bare))}
+    rounds = _take_turns({name: side.run for name, side in sides.items()})
+    step_s = statistics.median(each["off"] for each in rounds)
+    found = {
+        "step_s": step_s,
+        "heads_over_step": statistics.median(each["on"] / each["off"] for each in rounds) - 1,
+    }
+    if not config.data.path:
+        return found
+    records = open_dataset(config.data.path, config.data.split)
+    evaluate = evaluation(config, objective, on.mesh, records, Goodput(Path("unwritten")))
+    evaluate(sides["on"].state)
+    began = time.perf_counter()
+    evaluate(sides["on"].state)
+    took = time.perf_counter() - began
+    return found | {
+        "evaluation_s": took,
+        "evaluation_over_steps": took / (config.evals.every_steps * step_s),
+    }
 
 
 def bench_checkpoint(config: ConfigDict) -> Result:

@@ -10,7 +10,7 @@ from nepa_jax.bench.data import bench_data
 from nepa_jax.bench.evals import bench_features
 from nepa_jax.bench.export import bench_export
 from nepa_jax.bench.heads import bench_heads
-from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_step
+from nepa_jax.bench.step import bench_checkpoint, bench_e2e, bench_online, bench_step
 from nepa_jax.bench.torch_step import prefer_sharing
 from nepa_jax.plan.checks import check_step
 from nepa_jax.plan.where import lines_of
@@ -23,6 +23,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "export": bench_export,
     "features": bench_features,
     "heads": bench_heads,
+    "online": bench_online,
 }
 
 # What the numbers are: unit, and a word.
@@ -47,6 +48,9 @@ MEANINGS = {
     "data_step_s": ("s", "in the training loop, fed by the loader"),
     "loop_overhead": ("", "what the loop adds to a step, as a share; below 0 is noise"),
     "data_overhead": ("", "what loop and loader add to a step, as a share; below 0 is noise"),
+    "heads_over_step": ("", "what linear heads add to a step, as a share; below 0 is noise"),
+    "evaluation_s": ("s", "of kNN and RankMe once"),
+    "evaluation_over_steps": ("", "the same over the evals.every_steps steps between two"),
     "state_gib": ("GiB", "of parameters, optimizer and average"),
     "save_s": ("s", "of a save, until it is on disk"),
     "blocked_s": ("s", "of it in which training stands still"),

@@ -51,3 +51,12 @@ def test_bench_checkpoint_gives_the_time_a_save_blocks():
     assert_sound(result)
     assert 0 < result["blocked_s"] <= result["save_s"]
     assert result["share_of_save"] == pytest.approx(result["blocked_s"] / result["save_s"])
+
+
+def test_bench_online_compares_steps_with_and_without_heads(dataset):
+    config = small.config("mae", dataset, evals__bank_images="40", evals__test_images="16")
+    config.evals.test_split = "train"  # of a benchmark nothing is learned
+    result = bench.bench_online(config)
+    assert_sound(result)
+    share = result["evaluation_s"] / (1000 * result["step_s"])
+    assert result["evaluation_over_steps"] == pytest.approx(share)

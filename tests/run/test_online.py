@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.checkpoint.reading import find_checkpoints
 from nepa_jax.data.prepare.split import prepare_arrays
+from nepa_jax.data.records import open_dataset
+from nepa_jax.mesh import make_mesh
+from nepa_jax.objectives import nepa
+from nepa_jax.run import online
 from nepa_jax.run.metrics import read_metrics
-from nepa_jax.step import TrainState
+from nepa_jax.step import TrainState, abstract_state
 from nepa_jax.train import pretrain
 
 ONLINE = dict(
@@ -156,3 +161,26 @@ def test_images_without_labels_give_rankme_alone(tmp_path, capsys):
     assert "RankMe at layers 1, 2 alone, as the images have no labels" in capsys.readouterr().out
     names = rows(tmp_path / "run", "eval/")[-1].keys()
     assert names == {"step", "eval/rankme/layer_1", "eval/rankme/layer_2"}
+
+
+def test_an_objective_that_gives_less_is_told_what_it_lacks(data, capsys):
+    """Without features for heads kNN goes on; without all layers there is nothing to measure."""
+    config = small.resolved("nepa", data__path=data, **ONLINE)
+    records, mesh = open_dataset(data, "train"), make_mesh(config)
+    parts = {name: getattr(nepa, name) for name in ("init_model", "loss", "encode", "describe")}
+
+    def silent(*arguments):
+        value, aux = nepa.loss(*arguments)
+        return value, aux._replace(pooled=None)
+
+    for loss, heads in ((nepa.loss, True), (silent, False)):
+        objective = SimpleNamespace(**parts | {"loss": loss})
+        target = online.watched(abstract_state(config, objective, mesh), config, objective, records)
+        assert (target.heads is not None) == heads
+        assert ("gives no features for linear heads" in capsys.readouterr().out) != heads
+        assert not [*online.problems(config, objective, records)]
+    last = SimpleNamespace(
+        **parts | {"encode": lambda model, images, layer: nepa.encode(model, images)}
+    )
+    (line,) = online.problems(config, last, records)
+    assert "wants [layers, B, N, D]" in line and "try evals.online=false" in line

@@ -43,7 +43,7 @@ def _report(saved: Report) -> Report:
         "metric": str(metric),
         "per_cent": metric in PER_CENT,
         "number": _score(saved["number"][metric]),
-        "layer": saved["number"].get("layer"),
+        "layer": _score(saved["number"].get("layer")),
         "chosen": str(saved["chosen"]),
         "chance": _score(saved["chance"]),
         "untrained": _score(untrained.get(metric)),
@@ -58,7 +58,9 @@ def _report(saved: Report) -> Report:
 
 def _by_layer(rows: list[dict[str, Any]], metric: str) -> list[list[float]]:
     """Layer and score, of the rows that are of a layer."""
-    return [[row["layer"], _score(row[metric])] for row in rows if row.get("layer") is not None]
+    return [
+        [_score(row["layer"]), _score(row[metric])] for row in rows if row.get("layer") is not None
+    ]
 
 
 def _score(value: Any) -> float | None:

@@ -8,6 +8,7 @@ import told
 from browser import chromium
 
 from nepa_jax.cli import main
+from nepa_jax.report.page import embedded, html_of, page_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -323,6 +324,15 @@ def test_many_points_do_not_lag(browser, tmp_path):
           return (performance.now() - began) / 20;
         })()""")
         assert drawing < 2000 and moving < 50  # milliseconds; a tenth of it on an idle machine
+
+
+def test_a_run_that_has_not_logged_yet_is_waited_for(browser, tmp_path):
+    (tmp_path / "run.lock").write_text("")
+    file = tmp_path / "page.html"
+    file.write_text(html_of(page_of({"a": tmp_path}, embedded)))
+    with browser.open(f"file://{file}") as page:
+        assert "No step is logged yet." in page.locator("#curves").inner_text()
+        assert page.locator("#commands code").count() >= 1
 
 
 def test_a_served_page_follows_its_runs(browser, tmp_path):

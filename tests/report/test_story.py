@@ -147,6 +147,18 @@ def test_files_that_are_not_what_they_should_be_cost_only_themselves(tmp_path, n
 
 
 @pytest.mark.trial
+@pytest.mark.parametrize(
+    "wrong", [{"layer": "<b>", "top1": 0.1}, {"layer": 1, "top1": "high"}, {"layer": 1}, 5]
+)
+def test_a_report_whose_rows_are_no_numbers_is_named_and_left_out(tmp_path, wrong):
+    run = told.write_workdir(tmp_path / "a", steps=200)
+    told.write_evaluations(run, told.report("knn", by_layer=[wrong]), told.report("logreg"))
+    found = tell(run)
+    assert [each["probe"] for each in found["evaluations"]] == ["logreg"]
+    assert any("0.json: is no report" in note for note in found["notes"])
+
+
+@pytest.mark.trial
 def test_damaged_lines_are_told_on_the_page(tmp_path):
     told.write_log(tmp_path, [{"step": 1, "a": 1.0}])
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -39,7 +39,7 @@ function lookOf(run) {
 
 /** The newest runs that have something to show. */
 function chooseAtFirst() {
-  const able = story.runs.filter((run) => run.lines);
+  const able = story.runs.filter((run) => run.lines || story.runs.length === 1);
   [...able].sort((a, b) => (b.last || 0) - (a.last || 0)).slice(0, MOST_AT_FIRST)
     .sort((a, b) => able.indexOf(a) - able.indexOf(b)).forEach(choose);
 }

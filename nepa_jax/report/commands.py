@@ -18,11 +18,13 @@ def commands_of(
         config: of the run, by dotted key.
         reports: of its evaluations.
     """
-    place = _quoted(workdir)
+    place, again = _quoted(workdir), _quoted(f"{workdir}-again")
+    labelled = str(config.get("objective.name", "")).endswith(".supervised")
+    verb = "finetune" if labelled else "pretrain"
     found = [
-        ("Go on", f"nepa-jax pretrain --config={place} --workdir={place}"),
-        ("Train it again", f"nepa-jax pretrain --config={place} --workdir={_quoted(f'{workdir}-again')}"),
-    ]  # fmt: skip
+        ("Go on", f"nepa-jax {verb} --config={place} --workdir={place}"),
+        ("Train it again", f"nepa-jax {verb} --config={place} --workdir={again}"),
+    ]
     if (workdir / "DONE").exists() or not config:
         found = found[1:] if config else []
     data = config.get("data.path")

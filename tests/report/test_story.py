@@ -10,6 +10,7 @@ import told
 
 from nepa_jax.evals import results
 from nepa_jax.report import page, story
+from nepa_jax.report.commands import commands_of
 from nepa_jax.report.evaluations import read_evaluations
 from nepa_jax.report.workdirs import find_workdirs
 
@@ -174,6 +175,16 @@ def test_commands_are_quoted_for_a_shell(tmp_path):
     assert commands["Train it again"].endswith("it'\"'\"'s; rm -rf-again'")
     (run / "DONE").unlink()
     assert "Go on" in {each["what"] for each in tell(run)["commands"]}
+
+
+def test_a_run_on_labels_is_gone_on_with_by_its_own_verb(tmp_path):
+    name = {"objective.name": "nepa_jax.objectives.supervised"}
+    for config, verb in (
+        ({"objective.name": "nepa_jax.objectives.mae"}, "pretrain"),
+        (name, "finetune"),
+    ):
+        going_on, *_ = commands_of(tmp_path, config, [])
+        assert going_on["command"] == f"nepa-jax {verb} --config={tmp_path} --workdir={tmp_path}"
 
 
 # Which runs

@@ -173,6 +173,20 @@ MUTANTS = (
         (f"{GOLDEN_NEPA}test_twenty_adamw_steps_follow_the_official_trajectory",),
     ),
     Mutant(
+        "layer decay of MAE that is NEPA's",
+        "optim.py",
+        '- int(place.partition(" ")[2]) + offset',
+        '- int(place.partition(" ")[2])',
+        ("tests/test_optim.py::test_every_step_has_the_released_learning_rate_in_every_layer",),
+    ),
+    Mutant(
+        "padding counts in an accuracy",
+        "run/validation.py",
+        'values[found["index"] >= 0]',
+        'values[found["index"] >= -1]',
+        ("tests/test_finetune.py::test_every_image_counts_once_whatever_the_batch",),
+    ),
+    Mutant(
         "average that follows too fast",
         "step.py",
         "a + (1.0 - decay) * (m - a)",

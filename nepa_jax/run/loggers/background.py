@@ -50,12 +50,16 @@ def tell_failed(name: str, error: BaseException) -> None:
 class Background:
     """Hands on to a logger what the loop tells, without ever waiting for it."""
 
-    def __init__(self, name: str, opened: Callable[[], Logger]):
+    def __init__(
+        self, name: str, opened: Callable[[], Logger], let_go: Callable[[], None] = lambda: None
+    ):
         """
         Args:
             name: of the tool, for warnings.
             opened: makes the logger, in the thread: a tool may ask the network first.
+            let_go: ends what a tool that is left behind would keep this process alive with.
         """
+        self._let_go = let_go
         self._name = name
         self._calls: Queue[Callable[[Logger], None]] = Queue(MAX_WAITING)
         self._stopped = self._behind = False
@@ -109,6 +113,7 @@ class Background:
             warn(
                 f"{self._name}: did not finish in {CLOSE_S:g} s; what it has not sent is lost there"
             )
+            self._let_go()
 
     def _close(self, logger: Logger, ended_well: bool) -> None:
         self._stopped = True

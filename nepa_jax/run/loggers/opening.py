@@ -14,7 +14,7 @@ from nepa_jax.config.rules import chosen_loggers
 from nepa_jax.hosts.agree import say
 from nepa_jax.run.loggers.background import Background, Logger, tell_failed
 from nepa_jax.run.loggers.resuming import MARKS, About, Resumed, read_mark
-from nepa_jax.run.loggers.tools import PICTURES, TOOLS, Folder, load
+from nepa_jax.run.loggers.tools import PICTURES, TOOLS, Folder, let_go, load
 from nepa_jax.run.metrics import METRICS
 
 
@@ -41,7 +41,10 @@ def loggers(config: ConfigDict, workdir: Path, start: int) -> Iterator[Sequence[
     if config.log.pictures_every_steps:
         openings[PICTURES] = partial(Folder, workdir)
     with ExitStack() as stack:
-        yield [stack.enter_context(Background(*opening)) for opening in openings.items()]
+        yield [
+            stack.enter_context(Background(name, opened, partial(let_go, name)))
+            for name, opened in openings.items()
+        ]
 
 
 def _loaded(config: ConfigDict, workdir: Path) -> Iterator[str]:

@@ -3,9 +3,11 @@
 import importlib
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -236,3 +238,12 @@ def load(name: str, workdir: Path) -> None:
         if key.startswith(name.upper()):
             os.environ.setdefault(key, value)
     importlib.import_module(LOGGERS[name])
+
+
+def let_go(name: str) -> None:
+    """Ends the process of W&B's own, for whose server Python would wait at its end without limit."""
+    for stat in Path("/proc").glob("[0-9]*/stat") if name == "wandb" else ():
+        with suppress(OSError):
+            command, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if command == "wandb-core" and int(rest.split()[1]) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)

@@ -120,10 +120,10 @@ def test_a_slow_tool_holds_nothing_up_and_is_told_of_once(monkeypatch, capsys):
 def test_a_tool_that_hangs_at_the_end_is_left_behind(monkeypatch, capsys, waiting):
     monkeypatch.setattr(background, "MAX_WAITING", waiting)
     monkeypatch.setattr(background, "CLOSE_S", 0.2)
-    tool, began = Stuck(), time.monotonic()
-    with Background("hung", lambda: tool) as logger:
+    tool, began, let_go = Stuck(), time.monotonic(), []
+    with Background("hung", lambda: tool, lambda: let_go.append(True)) as logger:
         for step in range(9):
             logger.write(step, {})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 2 and let_go == [True]
     assert "warning: hung: did not finish in 0.2 s" in capsys.readouterr().err
     tool.go.set()

@@ -129,9 +129,13 @@ def _placed(shapes: Any, mesh: Mesh) -> Any:
 
 def zeros_at(target: Any) -> Any:
     """Zeros where the leaves of an abstract tree say."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
-    return jax.jit(lambda: jax.tree.map(zeros, target), out_shardings=shardings)()
+    return jax.jit(lambda: jax.tree.map(zeros, target), out_shardings=shardings_of(target))()
+
+
+def shardings_of(target: Any) -> Any:
+    """How the leaves of an abstract tree lie."""
+    return jax.tree.map(lambda leaf: leaf.sharding, target)
 
 
 def abstract_batch(
@@ -160,7 +164,7 @@ def create_state(
     weights: nnx.Module | None = None,
 ) -> TrainState:
     """Initialises the state where ``target`` (:func:`abstract_state`) says, each shard in place."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, replace(target, heads=None))
+    shardings = shardings_of(replace(target, heads=None))
     state = jax.jit(partial(init_state, config, objective), out_shardings=shardings)(weights)
     return replace(state, heads=zeros_at(target.heads))
 
@@ -173,9 +177,7 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
     and is counted. The learning rate logged is the one that was applied, or would have been.
     """
     optimizer, schedule = make_optimizer(config), learning_rate(config)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, replace(target, heads=None))
-    mesh = target.step.sharding.mesh
-    after_update = getattr(objective, "after_update", lambda extra, model, aux, step: extra)
+    mesh, own = target.step.sharding.mesh, shardings_of(replace(target, heads=None))
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, jax.Array | None]:
         key = jax.random.fold_in(named_key(jax.random.key(config.run.seed), "step"), state.step)
@@ -191,7 +193,7 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
             model=model,
             opt_state=opt_state,
             ema=followed(state, model, config.optim.ema_decay),
-            extra=after_update(state.extra, model, aux, state.step),
+            extra=moved_extra(objective, state, model, aux),
             grad_norm_mean=running_mean(grad_norm, state),
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
@@ -213,10 +215,16 @@ def make_update(config: ConfigDict, objective: Objective, target: TrainState) ->
         return replace(after, step=state.step + 1), metrics, aux.pooled
 
     program = jax.jit(
-        update, donate_argnums=0, out_shardings=(shardings, replicated(mesh), layer_sharding(mesh)),
+        update, donate_argnums=0, out_shardings=(own, replicated(mesh), layer_sharding(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )  # fmt: skip
     return Update(program, looking(config, mesh))
+
+
+def moved_extra(objective: Objective, state: TrainState, model: nnx.Module, aux: Aux) -> Any:
+    """What the objective keeps beside its model, after an update that gave ``model``."""
+    follow = getattr(objective, "after_update", lambda extra, model, aux, step: extra)
+    return follow(state.extra, model, aux, state.step)
 
 
 def counted(state: TrainState) -> TrainState:

@@ -1,6 +1,7 @@
 """What a run's evaluations found, of the files that ``nepa-jax eval`` writes."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Evaluations:
     reports: list[Report] = field(default_factory=list)
     table: list[list[str]] = field(default_factory=list)  # results.csv, its head first
     card: str = ""  # Markdown
+    best: dict[str, Any] | None = None  # what a run with labels says of its best checkpoint
 
 
 def read_evaluations(folder: Path, notes: list[str]) -> Evaluations:
@@ -26,6 +28,9 @@ def read_evaluations(folder: Path, notes: list[str]) -> Evaluations:
     found = Evaluations()
     for path in sorted(folder.glob("*.json")):
         try:
+            if path.name == "best.json":
+                found.best = _best(read_json(path, dict))
+                continue
             found.reports.append(_report(read_json(path, dict)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{path}: is no report of an evaluation ({type(error).__name__}: {error})")
@@ -54,6 +59,11 @@ def _report(saved: Report) -> Report:
         "weights": str(saved["weights"]),
         "data": str(saved["data"]),
     }
+
+
+def _best(saved: Mapping[str, Any]) -> dict[str, Any]:
+    step, score, by = saved["step"], _score(saved["score"]), str(saved["by"])
+    return {"step": _score(step), "score": score, "by": by}
 
 
 def _by_layer(rows: list[dict[str, Any]], metric: str) -> list[list[float]]:

@@ -9,8 +9,7 @@ from nepa_jax.report.workdirs import NOT_BELOW, walk
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MOST_BYTES = 32 << 20  # of one page
-# Curves over layers are drawn by the page itself; the rest are no pictures of a run's own.
-ELSEWHERE = NOT_BELOW - {"pictures"}
+ELSEWHERE = NOT_BELOW - {"pictures", "eval"}  # what lies there is no picture of a run's own
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,13 @@ def _files(workdir: Path) -> list[Path]:
     paths = [place / name for place, names in walk(workdir, ELSEWHERE) for name in names]
     named = [path for path in paths if path.suffix.lower() == ".png" and path.is_file()]
     within = [path for path in named if path.resolve().is_relative_to(inside)]
-    return [path for path in within if _bytes(path, len(PNG)) == PNG]
+    return [path for path in within if _bytes(path, len(PNG)) == PNG and not _is_drawn(path)]
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether it shows the curves over layers of a report, which the page draws itself."""
+    reported = path.name == "card.png" or path.with_suffix(".json").is_file()
+    return path.parent.name == "eval" and reported
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -62,6 +62,7 @@ def story_of(name: str, workdir: Path, buckets: int, now: float) -> Story:
         "evaluations": evaluations.reports,
         "results": evaluations.table,
         "card": evaluations.card,
+        "best": evaluations.best,
         "config": {key: _word(value) for key, value in config.items()},
         "commands": commands_of(workdir, config, evaluations.reports),
         "notes": list(map(printable, notes)),

@@ -75,6 +75,15 @@ def test_what_eval_writes_is_what_the_page_reads(tmp_path):
     assert told_of.table[0][0] == "probe" and told_of.table[1][:3] == ["knn", "runs/a", "7"]
 
 
+def test_the_best_checkpoint_of_a_run_on_labels_is_told(tmp_path):
+    told.write_evaluations(tmp_path)
+    told.write_log(tmp_path, [{"step": 1, "train/loss": 1.0}])
+    best = {"step": 40, "score": 0.75, "by": "eval/top1"}
+    (tmp_path / "eval" / "best.json").write_text(json.dumps(best))
+    assert tell(tmp_path)["best"] == best and tell(tmp_path)["evaluations"] == []
+    assert not any("best.json" in note for note in tell(tmp_path)["notes"])
+
+
 def test_alarms_say_from_when_to_when(tmp_path):
     rows = [{"step": s, "time/step_s": 1.0, "time/data_wait_s": 0.5 if s in (1, 30, 50) else 0.0}
             for s in (1, 10, 20, 30, 40, 50, 60)]  # fmt: skip

@@ -93,17 +93,20 @@ def test_pictures_are_in_order_and_none_comes_from_elsewhere(run, tmp_path, monk
 
     for name in ("b10", "b9", "a"):
         told.write_picture(run / "pictures" / f"{name}.png")
-    told.write_picture(run / "eval" / "knn.png")
+    told.write_picture(run / "eval" / "0.png")  # of 0.json
+    told.write_picture(run / "eval" / "card.png")
+    told.write_picture(run / "eval" / "confusion.png")
     told.write_picture(run / "checkpoints" / "5" / "x.png")
     (run / "pictures" / "no.png").write_text("no picture")
     outside = told.write_picture(tmp_path / "secret.png")
     (run / "pictures" / "link.png").symlink_to(outside)
     notes = []
     names = [picture.name for picture in read_pictures(run, 1 << 20, notes)]
-    assert names == ["pictures/a.png", "pictures/b9.png", "pictures/b10.png"] and notes == []
+    assert names.pop(0) == "eval/confusion.png" and notes == []
+    assert names == ["pictures/a.png", "pictures/b9.png", "pictures/b10.png"]
     size = (run / "pictures" / "a.png").stat().st_size
     (last,) = read_pictures(run, size + size // 2, notes)
-    assert last.name == "pictures/b10.png" and "2 of 3 pictures are left out" in notes[0]
+    assert last.name == "pictures/b10.png" and "3 of 4 pictures are left out" in notes[0]
     assert read_pictures(run, 10, notes) == []
 
 

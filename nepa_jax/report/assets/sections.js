@@ -66,6 +66,7 @@ function tiles(run) {
     ["Step", whole(run.step), run.total ? `of ${whole(run.total)}` : ""],
     ["Images per second", shown(run.latest["perf/images_per_s"]), run.latest["perf/mfu"] ? `MFU ${percent(run.latest["perf/mfu"])}` : ""],
     ["Goodput", percent(run.shares.steps), run.restarts.length ? `${run.restarts.length} restart${run.restarts.length > 1 ? "s" : ""}` : ""],
+    ...(run.best ? [[`Best ${run.best.by.replace(/^eval\//, "")}`, shown(run.best.score), `at step ${whole(run.best.step)}`]] : []),
     ...run.evaluations.slice(0, 2).map((report) => [report.probe, score(report.number, report.per_cent),
       report.untrained === null ? report.metric : `untrained ${score(report.untrained, report.per_cent)}`]),
   ];

@@ -330,3 +330,15 @@ def test_one_checkpoint_of_a_run_is_exported(kit, tmp_path):
     assert "0.75" in (out / "README.md").read_text()  # what was logged at that step
     with pytest.raises(UserError, match=r"no checkpoint of step 4; choose from 3, 7"):
         export(str(tmp_path), "nepa", str(out), step=4)
+
+
+def test_folded_layer_scale_is_the_same_function(workdir, tmp_path):
+    export(workdir("nepa_class"), "nepa", str(tmp_path), fold_layer_scale=True)
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    ours, folded = (load(str(path)) for path in (workdir("nepa_class"), tmp_path))
+    assert folded.config.model.layer_scale_init is None
+    np.testing.assert_allclose(
+        folded.encode(images).patches, ours.encode(images).patches, atol=1e-5
+    )
+    with pytest.raises(UserError, match="--fold-layer-scale: this model has no LayerScale"):
+        export(workdir("vit_mean"), "mae", str(tmp_path / "mae"), fold_layer_scale=True)

@@ -3,25 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
-from nepa_jax.data.loader import LoaderConfig
 from nepa_jax.evals import knn, logreg
-from nepa_jax.evals.frozen import Frozen
+from nepa_jax.evals.pixels import Pixels
 from nepa_jax.evals.results import Outcome
 from nepa_jax.evals.subject import Subject
-from nepa_jax.loading import Loaded
 
 # A quarter of the package's grid of penalties, and fewer steps.
 LOGREG = replace(logreg.PROTOCOLS["short"], C=(1e-3, 1e-2, 0.1), iterations=60)
 
-Split = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3], labels int32 [n]
 Outcomes = dict[str, dict[str, Outcome]]  # source of features -> probe -> what it found
 
 
-def probe_all(
-    trained: Mapping[str, Loaded], data: LoaderConfig, labelled: int, pixels: Mapping[str, Split]
-) -> Outcomes:
+def probe_all(subjects: Mapping[str, Subject]) -> Outcomes:
     """Both probes on every layer of every encoder, by its method's name, and on the pixels.
 
     ``untrained_METHOD`` is the encoder of that method at step 0, the control of its pretraining:
@@ -29,33 +22,21 @@ def probe_all(
     better of both, by held-out training images.
 
     Args:
-        trained: an encoder by its method's name.
-        data: of the training split, of which the first ``labelled`` images have their labels seen.
-        labelled: so many.
-        pixels: of the splits ``train``, those images alone, and ``test``.
+        subjects: an encoder by its method's name, all on the same images.
     """
-    found = {"raw_pixels": probe(*(raw_pixels(pixels[split]) for split in ("train", "test")))}
-    for method, owner in trained.items():
-        layers = tuple(range(owner.config.model.depth + 1))
-        subject = Subject(owner, data, "test", layers, ("mean",), labelled)
-        for name, each in ((f"untrained_{method}", subject.untrained()), (method, subject)):
-            found[name] = probe(each.train(), each.test())
-    fresh = [found[f"untrained_{method}"] for method in trained]
+    found = {"raw_pixels": probe(Pixels(next(iter(subjects.values()))))}
+    for method, subject in subjects.items():
+        found[f"untrained_{method}"] = probe(subject.untrained())
+        found[method] = probe(subject)
+    fresh = [found[f"untrained_{method}"] for method in subjects]
     found["untrained"] = max(fresh, key=lambda probes: probes["logreg"].number["held_out"])
     return found
 
 
-def probe(train: Frozen, test: Frozen) -> dict[str, Outcome]:
+def probe(of: Subject | Pixels) -> dict[str, Outcome]:
     """The two probes that train nothing of their own for long."""
+    train, test = of.train(), of.test()
     return {"knn": knn.probe(train, test), "logreg": logreg.probe(train, test, LOGREG)}
-
-
-def raw_pixels(split: Split) -> Frozen:
-    """The gray levels themselves as the one layer there is."""
-    images, labels = split
-    vectors = images[..., 0].reshape(len(images), -1).astype(np.float32) / 255.0
-    index = np.arange(len(images), dtype=np.int32)
-    return Frozen({"pixels": [vectors]}, (0,), labels, index, (), images.shape[1:3], "pixels")
 
 
 def by_layer(found: Outcomes) -> dict[str, dict[str, list[float]]]:

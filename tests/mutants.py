@@ -29,6 +29,7 @@ MIX = "tests/objectives/test_mix.py::"
 STEP = "tests/test_step.py::"
 TRAIN = "tests/test_train.py::"
 LOADER = "tests/data/test_loader.py::"
+WATCH = "tests/objectives/test_watch.py::"
 PICTURES = "tests/visualize/"
 LOGGERS = "tests/run/loggers/"
 
@@ -356,6 +357,20 @@ MUTANTS = (
         "    if model.norm_pix_loss:\n        predictions = denorm",
         "    if False:\n        predictions = denorm",
         ("tests/objectives/test_pictured.py::test_a_perfect_prediction_rebuilds_the_image",),
+    ),
+    Mutant(
+        "heads that watch get images in another order than labels",
+        "step.py",
+        "jnp.moveaxis(parts, 0, 2).reshape",
+        "jnp.moveaxis(parts, 0, 1).reshape",
+        (f"{WATCH}test_microbatches_give_the_heads_every_image_with_its_label",),
+    ),
+    Mutant(
+        "heads that diverge are kept",
+        "objectives/watch.py",
+        "partial(jnp.where, finite), after, heads",
+        "partial(jnp.where, True), after, heads",
+        (f"{WATCH}test_heads_that_diverge_stay_as_they_were_and_change_nothing_else",),
     ),
 )
 

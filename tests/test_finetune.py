@@ -177,7 +177,7 @@ def test_a_config_of_pretraining_is_one_clear_line(data, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"objective__num_classes": "5"}, "has 4 classes; try --config.objective.num_classes=4"),
+        ({"objective__num_classes": "5"}, "has 4 classes; try objective.num_classes=4"),
         ({"run__init_from": ""}, "run.init_from is not set.*finetune.py:scratch"),
         ({"evals__test_split": "holdout"}, "evals.test_split = holdout: .* has no split 'holdout'"),
         ({"evals__test_split": "train"}, "these images are trained on"),

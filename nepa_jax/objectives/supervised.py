@@ -66,7 +66,7 @@ def data_problems(config: ConfigDict, data: Labels) -> list[str]:
     if config.objective.num_classes != data.num_classes:
         return [
             f"objective.num_classes = {config.objective.num_classes}: the set has {data.num_classes} "
-            f"classes; try --config.objective.num_classes={data.num_classes}"
+            f"classes; try objective.num_classes={data.num_classes}"
         ]
     return []
 

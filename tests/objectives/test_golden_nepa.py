@@ -85,7 +85,7 @@ def test_twenty_adamw_steps_follow_the_official_trajectory():
     case = golden.load_case("nepa_train20")
     config = golden.case_config(case.meta["config"])
     config.model.update(pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    config.optim = base_config().optim
+    config.optim, config.evals = base_config().optim, base_config().evals
     config.optim.lr = 1e-3
     config.schedule = dict(warmup_steps=5, total_steps=20, final_lr=0.0)
     config.run.seed = 0

@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim = dict(
         lr=None,  # either this
         base_lr=None,  # or this, per 256 images
+        shape="cosine",  # how the rate falls after the warm-up, or "linear"
         b1=0.9,
         b2=0.95,
         eps=1e-8,

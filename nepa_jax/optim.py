@@ -68,16 +68,21 @@ def warmup_steps(config: ConfigDict, place: str) -> int:
 
 
 def rate(config: ConfigDict, place: str) -> Rate:
-    """Linear warm-up from 0, then half a cosine to ``schedule.final_lr``, times the layer's decay."""
+    """Linear warm-up from 0, then half a cosine or a straight line to ``schedule.final_lr``, times the
+    layer's decay."""
     if not (top := peak(config, place)):
         return lambda step: 0.0
-    base = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=top,
-        warmup_steps=warmup_steps(config, place),
-        decay_steps=config.schedule.total_steps,
-        end_value=config.schedule.final_lr,
-    )
+    final, total, warmup = (
+        config.schedule.final_lr, config.schedule.total_steps, warmup_steps(config, place)
+    )  # fmt: skip
+    if config.optim.shape == "cosine":
+        base = optax.warmup_cosine_decay_schedule(0.0, top, warmup, total, final)
+    else:
+        up, down = (
+            optax.linear_schedule(0.0, top, warmup),
+            optax.linear_schedule(top, final, total - warmup),
+        )
+        base = optax.join_schedules([up, down], [warmup])
     power = exponent(config, place)
     if config.optim.layer_decay is None or not power:
         return base

@@ -143,8 +143,9 @@ def abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Every array of a run's batch, of all hosts together, and how it lies on the devices.
 
-    ``image`` uint8 [B, H, W, C]; ``label`` int32 [B], of labelled sets; ``row`` int32 [B], the place
-    in the batch, on which the randomness of a row depends.
+    ``image`` uint8 [B, H, W, C]; ``label`` int32 [B], of labelled sets; ``mask`` uint8 [B, H, W], where
+    ``data.masks`` asks for it; ``row`` int32 [B], the place in the batch, on which the randomness of a
+    row depends.
 
     Args:
         config: resolved.
@@ -154,6 +155,8 @@ def abstract_batch(
     arrays = {"image": (pixels, np.uint8), "row": (rows, np.int32)}
     if labelled:
         arrays["label"] = (rows, np.int32)
+    if config.data.masks:
+        arrays["mask"] = (pixels[:-1], np.uint8)
     return {name: jax.ShapeDtypeStruct(*array, sharding=sharding) for name, array in arrays.items()}
 
 

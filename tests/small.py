@@ -59,6 +59,18 @@ def finetuning(method: str, path: str, source: str, **more: str) -> ConfigDict:
     return run
 
 
+def segmenting(method: str, path: str, source: str, **more: str) -> ConfigDict:
+    """A small run's config that learns three classes of pixels, not resolved."""
+    run = load_config(f"configs/segment.py:{method},Ti/4")
+    keys = {
+        "objective.num_classes": "3", "objective.channels": "16", "objective.aux_channels": "8",
+        "run.init_from": source, "evals.every_steps": "2", "optim.ema_decay": "none",
+    }  # fmt: skip
+    apply_overrides(run, overrides("nepa", path) | keys)
+    apply_overrides(run, {key.replace("__", "."): value for key, value in more.items()})
+    return run
+
+
 def resolved(method: str, **more: str) -> ConfigDict:
     return resolve(config(method, **more), num_examples=40, platform="cpu")
 

@@ -88,7 +88,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "posemb": ("none", "sincos", "learned"),
         "init": ("normal", "xavier"),
     },
-    "optim": {"layer_decay_ramp": ("cosine", "linear")},
+    "optim": {"shape": ("cosine", "linear"), "layer_decay_ramp": ("cosine", "linear")},
     "run": {
         "dtype": ("auto", "float32", "bfloat16"),
         "residual_dtype": ("float32", "bfloat16"),
@@ -99,7 +99,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 # Tools that show runs, and their packages; extras of these names install them.
 LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 OWN_OBJECTIVES = "nepa_jax.objectives"
-OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised"))
+OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised", "segment"))
 # What other programs call our keys.
 OTHER_NAMES = {
     "learning_rate": "optim.lr", "blr": "optim.base_lr", "min_lr": "schedule.final_lr", "wd": "optim.weight_decay",

@@ -64,6 +64,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": dict(masks=False, max_class_share=1.0),
     "log": dict(loggers="", pictures_every_steps=0),
     "optim": dict(
+        shape="cosine",
         layer_decay=None,
         layer_decay_end=None,
         layer_decay_ramp="cosine",

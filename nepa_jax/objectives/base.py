@@ -129,6 +129,10 @@ class Objective(Protocol):
     def means(self, rows: Mapping[str, Any]) -> dict[str, float]:
         """What is logged of these, all images together, as ``eval/NAME``."""
 
+    def window_scores(self, model: Any, extra: Any, images: jax.Array) -> jax.Array:
+        """Of one that learns masks: class scores of images as large as those trained on, float32
+        [B, h, w, K] of any h and w; deterministic."""
+
     alarms: Sequence[Alarm]
     """What a user should hear of while it trains."""
 

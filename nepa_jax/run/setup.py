@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from jax.sharding import Mesh
@@ -23,7 +24,7 @@ from nepa_jax.mesh import host_part, make_mesh
 from nepa_jax.objectives.base import Objective, load_objective
 from nepa_jax.optim import table
 from nepa_jax.plan.checks import check_run
-from nepa_jax.run import groups
+from nepa_jax.run import groups, segmentation, validation
 from nepa_jax.run.feed import DeviceBatches
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.hooks import (
@@ -44,8 +45,7 @@ from nepa_jax.run.metrics import METRICS, JsonlWriter, Scalars, Throughput, Writ
 from nepa_jax.run.online import evaluation, problems, watched
 from nepa_jax.run.pictures import PicturesHook, drawing, fixed_images
 from nepa_jax.run.report import NoReport, Report, Reports
-from nepa_jax.run.validation import Several, validation
-from nepa_jax.run.validation import problems as validation_problems
+from nepa_jax.run.validation import Several
 from nepa_jax.run.workdir import compiled_programs_kept, lost_checkpoints, writable_folder
 from nepa_jax.step import (
     TrainState,
@@ -184,7 +184,7 @@ class Run:
         online = evaluation(
             self.config, self.objective, self.mesh, self.loader.records, self.goodput
         )
-        measured = validation(
+        measured = tests_of(self.objective).validation(
             self.config, self.objective, self.mesh, self.workdir, self.goodput, self.checkpoints
         )
         found = Several([each for each in (online, measured) if each])
@@ -263,7 +263,7 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     configs.refuse(
         [
             *problems(resolved, objective, loader.records),
-            *validation_problems(resolved, objective, loader.records),
+            *tests_of(objective).problems(resolved, objective, loader.records),
         ]
     )
     keep = resolved.checkpoint
@@ -277,6 +277,11 @@ def set_up(config: ConfigDict, workdir: str, stack: ExitStack) -> Run:
     )
     announce(run)
     return run
+
+
+def tests_of(objective: Objective) -> ModuleType:
+    """What tests what it learns: classes of pixels, or labels of images."""
+    return segmentation if hasattr(objective, "window_scores") else validation
 
 
 def require_weights(config: ConfigDict, source: str) -> None:

@@ -147,8 +147,8 @@ def _there(rows: Mapping[str, jax.Array]) -> Rows:
 class Best:
     """The checkpoint with the best score so far, which is kept; ``WORKDIR/eval/best.json`` names it."""
 
-    def __init__(self, file: Path, checkpoints: Checkpoints):
-        self._file, self._checkpoints = file, checkpoints
+    def __init__(self, file: Path, checkpoints: Checkpoints, by: str = BY):
+        self._file, self._checkpoints, self._by = file, checkpoints, by
         self._step, self._score = 0, -np.inf
         found = read_json(file, dict) if file.is_file() else {}
         if found.get("step") in checkpoints.listed:
@@ -165,7 +165,9 @@ class Best:
         if jax.process_index() == 0:
             with writing(self._file):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._file.write_text(json.dumps({"step": step, "score": score, "by": BY}) + "\n")
+                self._file.write_text(
+                    json.dumps({"step": step, "score": score, "by": self._by}) + "\n"
+                )
 
     def is_of(self, step: int) -> bool:
         """Whether a step is to be saved for it."""

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from nepa_jax.visualize import style
+from nepa_jax.visualize import segmentation, style
 
 MOST = 50  # classes that can be told apart in a picture
 
 
 def draw_of(folder: Path) -> list[str]:
-    """Draws ``confusion.png`` in a run's ``eval`` folder; the names of the files there.
+    """Draws ``confusion.png`` in a run's ``eval`` folder, or ``segmentation.png`` of a segmenter; the
+    names of the files there.
 
     With more than 50 classes, or without predictions, there is no picture.
     """
+    if (folder / segmentation.EXAMPLES).is_file():
+        segmentation.draw(folder / segmentation.EXAMPLES, folder / "segmentation.png")
     predictions = folder / "predictions.csv"
     if predictions.is_file():
         with (folder / "per_class.csv").open(newline="") as file:

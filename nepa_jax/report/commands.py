@@ -19,7 +19,7 @@ def commands_of(
         reports: of its evaluations.
     """
     place, again = _quoted(workdir), _quoted(f"{workdir}-again")
-    labelled = str(config.get("objective.name", "")).endswith(".supervised")
+    labelled = str(config.get("objective.name", "")).endswith((".supervised", ".segment"))
     verb = "finetune" if labelled else "pretrain"
     found = [
         ("Go on", f"nepa-jax {verb} --config={place} --workdir={place}"),

@@ -38,7 +38,7 @@ def add_verbs(verbs: Any, config_of: ConfigOf, train: Train, draw: Draw) -> None
         verbs: of the command line.
         config_of: its arguments' recipe with overrides.
         train: runs a config in a workdir: the loop stands above this room.
-        draw: makes the pictures of a classifier's predictions.
+        draw: makes the pictures of what a run predicted at its end.
     """
     verb(
         verbs, "pretrain", "pretrain a model; the same command resumes",
@@ -74,7 +74,9 @@ def finetune(args: Namespace, config_of: ConfigOf, train: Train, draw: Draw) -> 
 
     if jax.process_index() == 0:
         say(f"      {args.workdir}/eval: {', '.join(draw(Path(args.workdir) / 'eval'))}")
-    say(f"next: nepa-jax export {args.workdir} --format=... --out=DIR")
+    exported = not config.objective.name.endswith(".segment")  # which no library's format holds
+    following = "export {} --format=... --out=DIR" if exported else "report {} --out=report.html"
+    say(f"next: nepa-jax {following.format(args.workdir)}")
 
 
 def trained(args: Namespace, config: "ConfigDict", train: Train) -> bool:

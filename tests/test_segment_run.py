@@ -16,7 +16,8 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.base.trees import named_leaves
 from nepa_jax.checkpoint.reading import find_checkpoints
 from nepa_jax.checkpoint.saving import read_state
-from nepa_jax.config import resolve
+from nepa_jax.config import loader_config, resolve
+from nepa_jax.data.loader import Loader
 from nepa_jax.data.prepare.split import prepare
 from nepa_jax.data.records import open_dataset
 from nepa_jax.evals import miou
@@ -30,6 +31,7 @@ from nepa_jax.train import pretrain
 from nepa_jax.visualize import confusion
 
 TRAINING = 24
+scores_of = jax.jit(segment.window_scores)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,9 @@ def run(data, encoder, tmp_path_factory):
     return workdir
 
 
-def learning(data: str, encoder: str, steps: int = 30):
+def learning(data: str, encoder: str):
     return small.segmenting(
-        "nepa", data, encoder, schedule__total_steps=str(steps), optim__lr="3e-3",
+        "nepa", data, encoder, schedule__total_steps="30", optim__lr="3e-3",
         evals__every_steps="10", checkpoint__every_steps="10",
     )  # fmt: skip
 
@@ -77,25 +79,32 @@ def test_it_learns_what_colours_tell(run):
     assert best["by"] == "miou" and best["score"] == pytest.approx(max(tested.values()))
 
 
-def test_a_run_that_is_stopped_ends_bitwise_the_same(data, encoder, tmp_path):
+def test_a_run_that_is_stopped_ends_bitwise_the_same(run, data, encoder, tmp_path):
     """With the running moments of the batch norms."""
-    config = learning(data, encoder, steps=6)
-    pretrain(config, str(tmp_path / "calm"))
-    for stop in (1, 4, None):
-        pretrain(config, str(tmp_path / "stopped"), stop_step=stop)
-    calm, stopped = (
-        named_leaves(state_of(config, tmp_path / name, 6)) for name in ("calm", "stopped")
-    )
-    moments = [name for name in calm if name.startswith("extra/")]
-    assert len(moments) == 2 * len(
-        segment.init_extra(config, nepa_jax.load(str(tmp_path / "calm")).model)
-    )
+    config = learning(data, encoder)
+    for stop in (1, 17, None):
+        pretrain(config, str(tmp_path), stop_step=stop)
+    calm, stopped = (named_leaves(state_of(config, folder, 30)) for folder in (run, tmp_path))
+    names = {name for name in calm if name.startswith("extra/")}
+    assert len(names) == 2 * len(upernet_norms(config)) and names <= stopped.keys()
     for name, leaf in calm.items():
         np.testing.assert_array_equal(leaf, stopped[name], err_msg=name)
+    tests = [
+        [(row["step"], row["eval/miou"]) for row in read_metrics(folder / "metrics.jsonl") if "eval/miou" in row]
+        for folder in (run, tmp_path)
+    ]  # fmt: skip
+    assert tests[0] == tests[1]
+
+
+def upernet_norms(config):
+    config = resolve(config, TRAINING, "cpu")
+    return jax.eval_shape(
+        lambda: segment.init_extra(config, segment.init_model(config, small.nnx.Rngs(0)))
+    )
 
 
 def test_what_is_counted_is_a_plain_pass_over_every_pixel(run, data, encoder):
-    """Where one window covers an image, sliding is nothing but the whole image at once."""
+    """Windows put together by hand."""
     state = state_of(learning(data, encoder), run, 30)
     records = open_dataset(data, "validation")
     counts = np.zeros((3, 3), np.int64)
@@ -103,9 +112,7 @@ def test_what_is_counted_is_a_plain_pass_over_every_pixel(run, data, encoder):
         height, width = example.image.shape[:2]
         total, seen = np.zeros((height, width, 3)), np.zeros((height, width, 1))
         for left in (0, width - 16):  # 20 x 24 px become 16 x 19
-            scores = segment.window_scores(
-                state.model, state.extra, example.image[None, :, left : left + 16]
-            )
+            scores = scores_of(state.model, state.extra, example.image[None, :, left : left + 16])
             total[:, left : left + 16] += resized(np.asarray(scores[0]), (16, 16))
             seen[:, left : left + 16] += 1
         found = resized((total / seen).astype(np.float32), example.mask.shape).argmax(-1)
@@ -144,7 +151,7 @@ def test_one_window_is_the_whole_image(data, encoder, tmp_path):
     )
     found = tested.found(model, extra)
     for example, prediction in found.shown:
-        scores = segment.window_scores(model, extra, example.image[None])[0]
+        scores = scores_of(model, extra, example.image[None])[0]
         np.testing.assert_array_equal(prediction, np.argmax(scores, axis=-1))
     assert found.counts.sum() == len(found.shown) * 256
 
@@ -201,8 +208,12 @@ def test_values_beyond_the_classes_are_told(data, encoder, tmp_path):
     manifest["classes"] = ["red", "green"]
     (broken / "dataset.json").write_text(json.dumps(manifest))
     config = small.segmenting("nepa", str(broken), encoder, objective__num_classes="2")
-    with pytest.raises(UserError, match="mask has the value 2, and there are 2 classes"):
-        pretrain(config, str(tmp_path / "run"))
+    with (
+        Loader(loader_config(config)) as loader,
+        pytest.raises(UserError, match="mask has the value 2, and there are 2 classes"),
+    ):
+        for step in range(5):  # a few bad records are replaced
+            loader.batch(step)
 
 
 def test_moments_are_those_of_all_devices(data, encoder):

@@ -15,9 +15,11 @@ GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbours in number are f
 
 
 def palette(count: int) -> np.ndarray:
-    """Colours that differ, float [count, 3]: hues by the golden angle, in three lightnesses."""
+    """Colours that differ, float [count, 3]: hues by the golden angle, in five lightnesses."""
     found = [
-        colorsys.hls_to_rgb((0.58 + k * GOLDEN_ANGLE) % 1, (0.5, 0.68, 0.34)[k % 3], 0.65)
+        colorsys.hls_to_rgb(
+            (0.58 + k * GOLDEN_ANGLE) % 1, (0.5, 0.68, 0.34, 0.6, 0.42)[k % 5], 0.65
+        )
         for k in range(count)
     ]
     return np.array(found)

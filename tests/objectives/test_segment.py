@@ -19,6 +19,9 @@ def resolved(method: str = "nepa", **more: str):
     return resolve(small.segmenting(method, "unused", "unused", **more), 24, "cpu")
 
 
+loss_of, scores_of = jax.jit(segment.loss), jax.jit(segment.window_scores)
+
+
 def batch_of(count: int = 4, side: int = 16) -> dict[str, jax.Array]:
     masks = np.stack([masked.mask(seed, (side, side)) for seed in range(count)])
     images = np.stack([masked.painted(each, seed) for seed, each in enumerate(masks)])
@@ -38,11 +41,11 @@ def calm():
 def test_the_loss_is_upernets_on_the_encoders_hidden_states(calm):
     config, model = calm
     batch, depth = batch_of(), config.model.depth
-    value, aux = segment.loss(model, None, batch, jax.random.key(0))
+    value, aux = loss_of(model, None, batch, jax.random.key(0))
     states = model.vit.hidden_states(batch["image"], causal=False)
     grid = model.vit.config.grid
     maps = [states[k][:, 1:].reshape(4, *grid, -1) for k in segment.tapped(depth)]
-    outputs = model.upernet(maps)
+    outputs = jax.jit(upernet.UPerNet.__call__)(model.upernet, maps)
     np.testing.assert_allclose(value, upernet.segmentation_loss(outputs, batch["mask"]), rtol=1e-5)
     predicted = np.argmax(upernet.resized(outputs.logits, (16, 16)), axis=-1)
     known = np.asarray(batch["mask"]) != 255
@@ -54,31 +57,29 @@ def test_running_moments_follow_the_batches(calm):
     config, model = calm
     extra = segment.init_extra(config, model)
     assert all(np.all(m.mean == 0) and np.all(m.variance == 1) for m in extra.values())
-    _, aux = segment.loss(model, extra, batch_of(), jax.random.key(0))
+    _, aux = loss_of(model, extra, batch_of(), jax.random.key(0))
     moved = segment.after_update(extra, model, aux, jnp.zeros((), jnp.int32))
     assert moved.keys() == extra.keys() == aux.carry.keys()
     for name, seen in aux.carry.items():
         np.testing.assert_allclose(moved[name].mean, 0.1 * seen.mean, rtol=1e-5)
         np.testing.assert_allclose(moved[name].variance, 0.9 + 0.1 * seen.variance, rtol=1e-5)
-    scores = [segment.window_scores(model, each, batch_of()["image"]) for each in (extra, moved)]
+    scores = [scores_of(model, each, batch_of()["image"]) for each in (extra, moved)]
     assert scores[0].shape == (4, 16, 16, 3) and not np.allclose(*scores)
 
 
 def test_an_image_is_tested_alone_whatever_the_batch(calm):
     config, model = calm
     extra, images = segment.init_extra(config, model), batch_of()["image"]
-    both = segment.window_scores(model, extra, images)
-    np.testing.assert_allclose(
-        segment.window_scores(model, extra, images[2:3]), both[2:3], atol=1e-5
-    )
+    found = scores_of(model, extra, images)
+    among_others = scores_of(model, extra, jnp.concatenate([255 - images[:3], images[3:]]))
+    np.testing.assert_allclose(among_others[3], found[3], atol=1e-5)
+    assert not np.allclose(among_others[0], found[0], atol=1e-2)
 
 
 def test_dropout_and_drop_path_are_of_training_alone():
     config = resolved()
     model = segment.init_model(config, nnx.Rngs(0))
-    values = {
-        float(segment.loss(model, None, batch_of(), jax.random.key(seed))[0]) for seed in range(3)
-    }
+    values = {float(loss_of(model, None, batch_of(), jax.random.key(seed))[0]) for seed in range(3)}
     assert len(values) == 3
     features = segment.encode(model, batch_of()["image"])
     again = encode_vit(model.vit, batch_of()["image"], -1, causal=False)

@@ -54,8 +54,8 @@ def nepa(config: ConfigDict) -> None:
 def mae(config: ConfigDict) -> None:
     """The released recipe's parts (configs/mae.py) with a small decoder, and pixels as they are.
 
-    Normalised targets are what is left of a patch without its mean and contrast. Within minutes a
-    small model foresees next to nothing of that, and of the pixels themselves most.
+    Normalised targets would leave each patch's mean and contrast out, and a picture would have to take
+    them from the image; so all that it shows is predicted.
     """
     config.objective = dict(
         name="nepa_jax.objectives.mae",

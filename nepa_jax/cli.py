@@ -19,6 +19,7 @@ from nepa_jax.base.version import versions
 from nepa_jax.evals.verb import add_verbs as add_eval_verbs
 from nepa_jax.report.verb import add_verbs as add_report_verbs
 from nepa_jax.run.verb import add_verbs as add_training_verbs
+from nepa_jax.scaling.verb import add_verbs as add_scaling_verbs
 from nepa_jax.visualize.verb import add_verbs as add_picture_verbs
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ def draw_layers(reports: "Sequence[Report]", path: Path) -> Path:
 add_eval_verbs(VERBS, draw_layers)
 add_report_verbs(VERBS)
 add_picture_verbs(VERBS)
+add_scaling_verbs(VERBS)
 
 
 # Speed

@@ -44,7 +44,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "visualize": ("evals", "run.metrics"),
     "bench": ("train", "export"),
     "demo": ("train", "report", "export", "visualize"),
-    "cli": ("bench", "demo"),
+    "scaling": ("report", "visualize"),
+    "cli": ("bench", "demo", "scaling"),
     "__main__": ("cli",),
 }
 

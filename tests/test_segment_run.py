@@ -72,9 +72,9 @@ def state_of(config, workdir, step):
 def test_it_learns_what_colours_tell(run):
     rows = read_metrics(run / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
     tested = {row["step"]: row["eval/miou"] for row in rows if "eval/miou" in row}
-    assert list(tested) == [10, 20, 30] and tested[30] > 0.6
+    assert list(tested) == [10, 20, 30] and tested[30] > 0.8
     best = json.loads((run / "eval" / "best.json").read_text())
     assert best["by"] == "miou" and best["score"] == pytest.approx(max(tested.values()))
 

@@ -173,7 +173,7 @@ def _checklist(found: Found) -> Iterator[str]:
         "learning rate, batch, schedule": "not in these points: state how each was chosen at every size, and whether the schedule ends where the run does",
         "seeds": "not in these points: state them, and the spread at the smallest cell",
         "objective of the fit": "squared error of the loss; beside it Huber of the log loss, delta 1e-3",
-        "optimiser and starts": "variable projection over a grid of 32 × 32 exponents, then closer; Huber: reweighted least squares from 19 starts, then L-BFGS",
+        "optimiser and starts": "variable projection over a grid of 16 × 16 exponents, then closer; Huber: reweighted least squares from 19 starts, then L-BFGS",
         "weights of runs": "all alike",
         "intervals": f"95 %, percentiles of {choices['resampled']} drawings of runs with replacement, seed {choices['seed']}",
         "exclusions": f"{len(found['excluded'])}; rules: {', '.join(choices['exclude']) or 'only runs without a finite loss'}",

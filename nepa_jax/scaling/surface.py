@@ -11,7 +11,7 @@ import numpy as np
 
 from nepa_jax.scaling.law import Law
 
-STARTS = np.linspace(0.03, 1.9, 32)  # of both exponents
+STARTS = np.linspace(0.04, 1.9, 16)  # of both exponents
 LEAST, MOST = 0.005, 3.0  # of an exponent
 ROUNDS, PRECISION = 80, 1e-7
 

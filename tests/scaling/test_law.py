@@ -4,31 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from laws import TRUE, grid, noisy
 from scipy.optimize import nnls
 
 from nepa_jax.scaling import law as laws
 from nepa_jax.scaling.holdout import errors_of
 from nepa_jax.scaling.huber import fit_huber, huber_error
-from nepa_jax.scaling.law import Law, exponents, optimum
+from nepa_jax.scaling.law import exponents, optimum
 from nepa_jax.scaling.points import Columns, read_csv
 from nepa_jax.scaling.surface import fit_power, fit_surface, non_negative
 
-TRUE = Law(*map(np.array, (0.4, 20.0, 60.0, 0.3, 0.35)))
 CHINCHILLA = Path(__file__).parents[1] / "fixtures" / "scaling" / "chinchilla_points.csv"
-
-
-def grid(budgets=6, sizes=8):
-    """Runs about the optimum of each budget: N and D [n]."""
-    flops = np.geomspace(1e16, 1e19, budgets)
-    parameters = np.geomspace(0.2, 5, sizes) * np.sqrt(flops / 360)[:, None]
-    return parameters.ravel(), (flops[:, None] / 6 / parameters).ravel()
-
-
-def noisy(seed, sigma=0.005):
-    parameters, samples = grid()
-    rng = np.random.default_rng(seed)
-    loss = laws.loss(TRUE, parameters, samples)
-    return parameters, samples, loss * np.exp(rng.normal(0, sigma, len(loss))), rng
 
 
 @pytest.mark.parametrize("fit", [fit_surface, fit_huber])

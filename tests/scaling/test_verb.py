@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import told
+from laws import TRUE, grid
 from pictures import assert_picture
-from test_law import TRUE, grid
 
 from nepa_jax.base.errors import UserError
 from nepa_jax.cli import run

@@ -13,7 +13,7 @@ from nepa_jax.scaling.law import Law
 
 STARTS = np.linspace(0.04, 1.9, 16)  # of both exponents
 LEAST, MOST = 0.005, 3.0  # of an exponent
-ROUNDS, PRECISION = 80, 1e-7
+ROUNDS, PRECISION = 80, 1e-6
 
 
 class _Data(NamedTuple):

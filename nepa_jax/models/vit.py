@@ -71,7 +71,10 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> ja
 
 def patch_means(tokens: jax.Array) -> jax.Array:
     """Means over the patches of [B, 1 + T, D], float32 [B, D], through which no gradient goes."""
-    return jnp.mean(jax.lax.stop_gradient(tokens)[:, 1:].astype(jnp.float32), axis=1)
+    tokens = jax.lax.stop_gradient(tokens).astype(jnp.float32)
+    # The class token is put out, not cut off: a slice would shift all others within a TPU's tiles.
+    is_patch = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) > 0
+    return jnp.sum(tokens, axis=1, where=is_patch) / (tokens.shape[1] - 1)
 
 
 class ViT(nnx.Module):

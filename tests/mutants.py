@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         "microbatches added, not averaged",
         "step.py",
-        "jax.tree.map(lambda leaf: leaf / accum_steps, total)",
+        "jax.tree.map(lambda leaf: leaf / parts, total)",
         "total",
         (f"{ACCUMULATION}[nepa]", f"{ACCUMULATION}[mae]"),
     ),

@@ -45,7 +45,7 @@ def compiled(method: str, layout: str, **changes: str):
     objective, mesh = load_objective(run.objective.name), make_mesh(run)
     state = abstract_state(run, objective, mesh)
     batch = put_batch({"image": small.images(BATCH)}, mesh)
-    return make_update(run, objective, state).lower(state, batch).compile()
+    return make_update(run, objective, state).compiled(state, batch)
 
 
 def parameter_sizes(method: str) -> set[int]:
@@ -59,7 +59,7 @@ def parameter_sizes(method: str) -> set[int]:
 
 @pytest.mark.parametrize("method", ["nepa", "mae"])
 def test_data_parallel_reduces_each_gradient_once_and_moves_nothing_else(method):
-    found = collectives(compiled(method, "data").as_text())
+    found = collectives(compiled(method, "data").program.as_text())
     assert set(found) == {"all-reduce"}
     matrices = [math.prod(shape) for shape in found["all-reduce"] if len(shape) > 1]
     assert set(matrices) <= parameter_sizes(method)
@@ -73,7 +73,7 @@ def test_data_parallel_reduces_each_gradient_once_and_moves_nothing_else(method)
 def test_accumulation_reduces_gradients_once_a_step(method):
     """As many bytes move as without: none of them for each microbatch."""
     once, parts = (
-        hlo.collectives(hlo.read(compiled(method, "data", **changes).as_text()))
+        hlo.collectives(hlo.read(compiled(method, "data", **changes).program.as_text()))
         for changes in ({}, {"optim__accum_steps": "2"})
     )
     assert set(parts) == {"all-reduce"}
@@ -88,7 +88,7 @@ def load_model(method: str):
 
 @pytest.mark.parametrize("method", ["nepa", "mae"])
 def test_fully_sharded_gathers_weights_and_never_activations(method):
-    found = collectives(compiled(method, "fsdp").as_text())
+    found = collectives(compiled(method, "fsdp").program.as_text())
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
     leaves = named_leaves(load_model(method)).items()
     scales = {leaf.size for name, leaf in leaves if "layer_scale" in name}  # gradients, all layers'
@@ -99,7 +99,7 @@ def test_fully_sharded_gathers_weights_and_never_activations(method):
 
 @pytest.mark.parametrize("method", ["nepa", "mae"])
 def test_tensor_parallel_reduces_activations_twice_a_layer_and_direction(method):
-    found = collectives(compiled(method, "tensor").as_text())
+    found = collectives(compiled(method, "tensor").program.as_text())
     assert set(found) == {"all-reduce"}
     images = BATCH // 4  # of each of the four pairs of devices
     activations = [shape for shape in found["all-reduce"] if len(shape) == 3 and shape[0] == images]

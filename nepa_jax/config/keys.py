@@ -97,7 +97,12 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 # Tools that show runs, and their packages; extras of these names install them.
-LOGGERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+LOGGERS = {
+    "tensorboard": "tensorboardX",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+}
 OWN_OBJECTIVES = "nepa_jax.objectives"
 OBJECTIVES = tuple(f"{OWN_OBJECTIVES}.{name}" for name in ("nepa", "mae", "supervised", "segment"))
 # What other programs call our keys.

@@ -138,5 +138,5 @@ def _contradictions(
         yield "crop_scale", "the low end comes first; try (0.2, 1.0)"
     if config.masks and config.augment == "rand_augment":
         yield "augment", "moves pixels, and masks would stay; try photometric, or none"
-    if config.max_class_share < 1 and not (config.masks and config.crop == "scale_jitter"):
+    if 0 < config.max_class_share < 1 and not (config.masks and config.crop == "scale_jitter"):
         yield "max_class_share", "is of data.masks=True and data.crop=scale_jitter; try 1.0"

@@ -25,9 +25,7 @@ from nepa_jax.objectives.base import (
     image_keys,
 )  # fmt: skip
 
-DEFAULTS = dict(
-    name="", num_classes=1000, pool="mean", causal=False, head_init=0.0, **mix.DEFAULTS
-)
+DEFAULTS = dict(name="", num_classes=1000, pool="mean", causal=False, head_init=0.0, **mix.DEFAULTS)
 BOUNDS = {
     "num_classes": Bound("[1, 1000000]", "1000"),
     "head_init": Bound("[0, 1]", "0.0"),  # standard deviation of the classifier's weights
@@ -47,7 +45,11 @@ class Labels(Protocol):
 
 def problems(config: ConfigDict) -> list[str]:
     """What is wrong with this objective's part of a config."""
-    section = {"head_init": 0.0, **mix.DEFAULTS, **config.objective}  # a control's recipe may leave these out
+    section = {
+        "head_init": 0.0,
+        **mix.DEFAULTS,
+        **config.objective,
+    }  # a control's recipe may leave these out
     found = section_problems("objective", section, DEFAULTS, BOUNDS)
     pool = config.objective.get("pool")
     if pool not in POOLS:
@@ -75,7 +77,11 @@ def init_model(config: ConfigDict, rngs: nnx.Rngs) -> Classifier:
     objective = config.objective
     vit = ViT(vit_config(config), rngs)
     model = Classifier(
-        vit, objective.num_classes, objective.pool, objective.causal, rngs,
+        vit,
+        objective.num_classes,
+        objective.pool,
+        objective.causal,
+        rngs,
         objective.get("head_init", 0.0),
     )
     model.mix = mix.mix_config(config)

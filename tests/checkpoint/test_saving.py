@@ -359,9 +359,8 @@ def test_a_run_begins_with_the_weights_of_another(dataset, finished, tmp_path, c
     workdir, end = finished
     state = first_state(dataset, tmp_path, run__init_from=str(workdir), model__drop_path_rate="0.1")
     said = capsys.readouterr().out
-    assert (
-        f"starting from the weights of {workdir}: step 0, fresh optimizer, with model.drop" in said
-    )
+    from_there = f"starting from the weights of step {int(end.step)} of {workdir}: step 0, fresh"
+    assert f"{from_there} optimizer, with model.drop" in said
     assert int(state.step) == 0
     ours, theirs = arrays_of(state), arrays_of(end)
     for name in (name for name in theirs if name.startswith("model/")):

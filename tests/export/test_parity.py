@@ -13,9 +13,9 @@ from nepa_jax.base.errors import UserError
 from nepa_jax.export import parity
 from nepa_jax.export.folder import export
 from nepa_jax.export.printing import print_parity
-from nepa_jax.models.posemb import resample
 from nepa_jax.loading import load
 from nepa_jax.models.masking import random_masking
+from nepa_jax.models.posemb import resample
 from nepa_jax.objectives import mae, nepa
 
 TRANSFORMERS = [

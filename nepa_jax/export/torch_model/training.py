@@ -66,9 +66,8 @@ class Training:
         }
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.trained, config)
-        self.average = None
+        self.average: list[Tensor] | None = None  # from the first update on
         if config.optim.ema_decay is not None:
-            self.average = [p.detach().clone() for p in self.trained]
             self.follow = get_ema_multi_avg_fn(config.optim.ema_decay)
         self.attention = self._best_attention() if device == "cuda" else None
 
@@ -79,10 +78,17 @@ class Training:
             nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_norm, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            with torch.no_grad():
-                self.follow(self.average, self.trained, 1)
+        if self.config.optim.ema_decay is not None:
+            self._average()
         return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Begins with a copy of the weights after the first update."""
+        if self.average is None:
+            self.average = [p.detach().clone() for p in self.trained]
+        else:
+            self.follow(self.average, self.trained, 1)
 
     @property
     def _parts(self) -> int:

@@ -343,7 +343,7 @@ def test_what_is_wrong_with_a_file_of_ones_own_is_one_line_with_its_place(code, 
         ("c.optm = c.optim", "optm: there is no such section"),
         (
             "c.schedule.total_epochs = 3.0",
-            "schedule.total_steps = 450.0: the same length as schedule.total_epochs = 3.0",
+            "schedule.total_steps = 700.0: the same length as schedule.total_epochs = 3.0",
         ),
         ("del c.optim.b1", "optim.b1 is missing"),
         ("with c.ignore_type(): c.data.flip = 'no'", "write true or false"),

@@ -139,7 +139,7 @@ def draw_pictures(
     shown = {name: found for name, found in accuracies.items() if name != "untrained"}
     probes.draw(shown, pictures / "probes.png", chance=1 / len(photographs.CLASSES))
     images, _ = photographs.crops("test", len(photographs.CLASSES), seed=0)  # one of each
-    rebuilt = reconstruct.draw(trained["mae"].model, images[:12], ratios=(0.75, 0.85))
+    rebuilt = reconstruct.draw(trained["mae"].model, images[:12], ratios=(0.6, 0.75, 0.85))
     similar = similarity.draw(trained["nepa"].model, images[:5])
     for method, name, figure in (
         ("mae", "reconstructions", rebuilt),

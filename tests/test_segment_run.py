@@ -79,6 +79,7 @@ def test_it_learns_what_colours_tell(run):
     assert best["by"] == "miou" and best["score"] == pytest.approx(max(tested.values()))
 
 
+@pytest.mark.chaos
 def test_a_run_that_is_stopped_ends_bitwise_the_same(run, data, encoder, tmp_path):
     """With the running moments of the batch norms."""
     config = learning(data, encoder)

@@ -53,6 +53,7 @@ def test_bench_checkpoint_gives_the_time_a_save_blocks():
     assert result["share_of_save"] == pytest.approx(result["blocked_s"] / result["save_s"])
 
 
+@pytest.mark.chaos
 def test_bench_online_compares_steps_with_and_without_heads(dataset):
     config = small.config("mae", dataset, evals__bank_images="40", evals__test_images="16")
     config.evals.test_split = "train"  # of a benchmark nothing is learned

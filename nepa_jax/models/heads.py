@@ -50,12 +50,10 @@ class Classifier(nnx.Module):
             rope_key: to train with moved rotary coordinates, as in pretraining.
         """
         vit = self.vit
-        grid = vit.grid(images)
-        tokens = vit.prepend_class(vit.embed(vit.patches(images))) + vit.positions(grid)
         hidden, means = run_blocks(
             vit.blocks,
-            tokens,
-            vit.rope(grid, rope_key),
+            vit.tokens(images),
+            vit.rope(vit.grid(images), rope_key),
             causal=self.causal,
             keys=keys,
             collect=patch_means,

@@ -140,8 +140,12 @@ class ViT(nnx.Module):
 
     def hidden_states(self, images: jax.Array, *, causal: bool) -> jax.Array:
         """Embeddings and every block's output, deterministic: float32 [depth + 1, B, 1 + N, D]."""
-        grid = self.grid(images)
-        tokens = self.prepend_class(self.embed(self.patches(images))) + self.positions(grid)
-        rope = self.rope(grid)
+        tokens = self.tokens(images)
+        rope = self.rope(self.grid(images))
         _, states = run_blocks(self.blocks, tokens, rope, causal=causal, collect=lambda x: x)
         return jnp.concatenate([tokens[None], states])
+
+    def tokens(self, images: jax.Array) -> jax.Array:
+        """What the first block gets of uint8 images [B, H, W, C]: float32 [B, 1 + N, D]."""
+        embeddings = self.embed(self.patches(images))
+        return self.prepend_class(embeddings) + self.positions(self.grid(images))

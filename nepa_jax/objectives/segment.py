@@ -120,9 +120,8 @@ class Segmenter(nnx.Module):
         """
         vit = self.vit
         grid = vit.grid(images)
-        tokens = vit.prepend_class(vit.embed(vit.patches(images))) + vit.positions(grid)
         _, states = run_blocks(
-            vit.blocks, tokens, vit.rope(grid, rope_key), causal=self.causal, keys=keys,
+            vit.blocks, vit.tokens(images), vit.rope(grid, rope_key), causal=self.causal, keys=keys,
             collect=lambda x: x[:, 1:],
         )  # fmt: skip
         shape = (len(images), *grid, vit.config.embed_dim)

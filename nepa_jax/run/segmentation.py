@@ -27,13 +27,13 @@ from nepa_jax.data.loader import require_masks
 from nepa_jax.data.records import RecordSet, open_dataset
 from nepa_jax.evals import miou, windows
 from nepa_jax.evals.segment_head import STRIDE, THREADS, Example, examples_of, predicted
-from nepa_jax.hosts.agree import from_first_host, say
+from nepa_jax.hosts.agree import from_first_host
 from nepa_jax.mesh import host_part, put_batch, replicated
 from nepa_jax.models.upernet import Statistics
 from nepa_jax.objectives.base import Objective
 from nepa_jax.run.goodput import Goodput
 from nepa_jax.run.metrics import Scalars
-from nepa_jax.run.validation import Best
+from nepa_jax.run.validation import Best, tell, too_few
 from nepa_jax.step import TrainState
 
 BY = "miou"  # what the best checkpoint is chosen by: of the average, where there is one
@@ -68,11 +68,7 @@ def problems(config: ConfigDict, objective: Objective, records: RecordSet) -> It
             f"{name}: has other classes ({_few(split.classes)}) than {config.data.split} "
             f"({_few(records.classes)}); prepare both with the same"
         )
-    if asked.validate_images > len(split):
-        yield (
-            f"evals.validate_images = {asked.validate_images}: the split {asked.test_split} has "
-            f"{len(split):,} images; try 0, for all"
-        )
+    yield from too_few(config, split)
 
 
 def _few(classes: Sequence[str]) -> str:
@@ -129,11 +125,8 @@ class Segmentation:
                 if model is not None:
                     found = self.found(model, state.extra)
                     scalars |= {f"eval/{prefix}{n}": v for n, v in _means(found).items()}
-        words = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in scalars.items()]
         images = self.first or len(self.records)
-        say(
-            f"step {step}: {', '.join(words)} ({images:,} images in {time.perf_counter() - began:.1f} s)"
-        )
+        tell(step, scalars, self.first, images, time.perf_counter() - began)
         if self.best and self.first is None:
             self.best.compare(step, scalars.get(f"eval/ema_{BY}", scalars[f"eval/{BY}"]))
         if step == self.last_step and jax.process_index() == 0:

@@ -62,9 +62,14 @@ def problems(config: ConfigDict, objective: Objective, records: RecordSet) -> It
         return
     if not split.labelled:
         yield f"evals.test_split = {asked.test_split}: its images have no labels; try another split"
-    if asked.validate_images > len(split):
+    yield from too_few(config, split)
+
+
+def too_few(config: ConfigDict, split: RecordSet) -> Iterator[str]:
+    """A line if more images are asked for than the test split has."""
+    if config.evals.validate_images > len(split):
         yield (
-            f"evals.validate_images = {asked.validate_images}: the split {asked.test_split} has "
+            f"evals.validate_images = {config.evals.validate_images}: the split {split.split} has "
             f"{len(split):,} images; try 0, for all"
         )
 
@@ -108,7 +113,7 @@ class Validation:
                     rows = self.rows(model)
                     means = self.objective.means(rows)
                     found |= {f"eval/{prefix}{name}": value for name, value in means.items()}
-        self._tell(step, found, len(rows["index"]), time.perf_counter() - began)
+        tell(step, found, self.first, len(rows["index"]), time.perf_counter() - began)
         if self.best and self.first is None:
             self.best.compare(step, found.get(f"eval/ema_{BY}", found.get(f"eval/{BY}")))
         if step == self.last_step and jax.process_index() == 0:
@@ -126,10 +131,12 @@ class Validation:
         kept += [_there(rows) for rows in waiting]
         return {name: np.concatenate([rows[name] for rows in kept]) for name in kept[0]}
 
-    def _tell(self, step: int, found: Scalars, images: int, seconds: float) -> None:
-        words = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in found.items()]
-        few = "" if self.first is None else f" of the first {self.first:,} images alone"
-        say(f"step {step}{few}: {', '.join(words)} ({images:,} images in {seconds:.1f} s)")
+
+def tell(step: int, found: Scalars, first: int | None, images: int, seconds: float) -> None:
+    """Says what was found, and of how many images."""
+    words = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in found.items()]
+    few = "" if first is None else f" of the first {first:,} images alone"
+    say(f"step {step}{few}: {', '.join(words)} ({images:,} images in {seconds:.1f} s)")
 
 
 def _measured(objective: Objective, mesh: Mesh, model: nnx.Module, batch: Batch) -> Batch:
